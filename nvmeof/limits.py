@@ -1,0 +1,193 @@
+"""Every bound in one place, each with its reason. Sizes are in bytes and times in seconds unless the name says."""
+
+from __future__ import annotations
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+# --- protocol -------------------------------------------------------------------------------------------------------
+
+MDTS_BYTES = 1 * MIB
+"""Largest transfer of one command. Linux splits at this; 1 MiB is what it would use for a large request anyway."""
+
+IN_CAPSULE_BYTES = 16 * KIB
+"""In-capsule data of an I/O command (IOCCSZ). nvmet's default: a 4-16 KiB write needs no R2T round trip."""
+
+ADMIN_IN_CAPSULE_BYTES = 8 * KIB
+"""Admin and Fabrics commands may always carry this much (NVMe/TCP Transport 1.0, section 3.3.2)."""
+
+MAXH2CDATA_BYTES = 256 * KIB
+"""Largest H2CData payload a host may send to us: half the scratch, so that a whole PDU often lies in it."""
+
+MAXH2CDATA_BYTES_MIN = 4096
+"""The smallest MAXH2CDATA a controller may announce (NVMe/TCP Transport 1.0, figure 28)."""
+
+ALIGNMENT_DWORDS_MAX = 31
+"""Largest HPDA or CPDA, 0's based dwords: PDO is one byte."""
+
+SCRATCH_BYTES = 512 * KIB
+"""Where PDUs arrive. 128 KiB writes at depth 16: 38,000 a second with 256 KiB, 54,000 with 512 KiB or more, because
+more payloads lie in it whole and go to the volume without landing elsewhere first."""
+
+SLAB_BYTES = MDTS_BYTES + 64 * KIB
+"""One lease: a whole MDTS plus the headers around it."""
+
+SLABS_IDLE_MAX = 32
+"""Leases kept for reuse when nothing is in flight (34 MiB of address space, resident only where touched)."""
+
+OUTPUT_BYTES_MAX = 4 * MIB
+"""Unsent output, plus reads waiting for the disk, at which a connection stops taking commands."""
+
+R2T_BYTES_MAX = 4 * MIB
+"""Write payload a connection has asked for and not yet finished; further writes wait for their R2T."""
+
+HANDSHAKE_SECONDS = 10.0
+"""From accept to the Connect command. Linux gives ICResp 10 s."""
+
+PDU_SECONDS = 60.0
+"""From the first byte of a PDU to its last, and from an R2T to its data. Twice Linux's I/O timeout."""
+
+OUTPUT_SECONDS = 60.0
+"""A peer that takes nothing of our output for this long is gone."""
+
+TERMINATE_SECONDS = 10.0
+"""From sending a TermReq until the connection is dropped if the peer does not close it (the specification: 30 s)."""
+
+# --- engine ---------------------------------------------------------------------------------------------------------
+
+VOLUME_BLOCK_SIZES = (512, 4096)
+"""What NVMe hosts use; the kernel's page, and so a torn page, is no smaller than the larger."""
+
+VOLUME_THREADS = 8
+"""Threads of a volume for reads and writes that would wait. A hop costs 23-34 us of a core, so more would not be
+faster: 8 keep a disk of 100 us latency at 80,000 reads a second, more than the hops allow."""
+
+CLEAR_BYTES_MAX = 256 * MIB
+"""Deallocate and Write Zeroes go to a thread in pieces of this: punching 256 MiB of cached data takes 10-20 ms, and a
+TiB of holes is 4,096 hops (0.4 s)."""
+
+RANGE_LOCK_GRANULE_SHIFT = 20
+"""Operations off the loop exclude each other by MiB: a whole-MDTS transfer takes two granules, a clearing piece 257."""
+
+WRITE_STALL_SECONDS = 0.002
+"""A write on the loop that took longer has waited for something. On ext4: 4 KiB 1.3 us at the median, 25 us at p99.9;
+1 MiB 42 us; over 2 ms is dirty throttling or a journal commit (30 of 1.1 million beside a busy fdatasync)."""
+
+WRITE_STALL_THREAD_SECONDS = 0.008
+"""The same for a write in a thread, whose clock also counts waiting for the interpreter (switch interval 5 ms)."""
+
+WRITES_OFF_LOOP = 32
+"""After a stall, so many writes in a row must be quick in threads before they return to the loop. That is a
+millisecond of hops when the stall was only the scheduler's doing, which the clock cannot tell."""
+
+SIDECAR_BYTES_MAX = 4096
+"""A sidecar is 160 bytes; more is some other file."""
+
+# --- target -----------------------------------------------------------------------------------------------------------
+
+IO_QUEUES_MAX = 128
+"""I/O queues a controller grants (Set Features, Number of Queues)."""
+
+QUEUE_ENTRIES_MAX = 1024
+"""CAP.MQES + 1. Linux's largest --queue-size."""
+
+ADMIN_QUEUE_ENTRIES_MAX = 128
+"""Largest admin queue; Linux asks for 32."""
+
+NAMESPACES_MAX = 1024
+"""Largest NSID (Identify Controller NN); the active namespace list of one command holds this many."""
+
+CONTROLLERS_PER_SUBSYSTEM_MAX = 2047
+"""As many controller identifiers as one controller list (4096 bytes) holds."""
+
+CONNECTIONS_MAX = 4096
+"""Sockets of one target: 32 hosts with 128 queues each. A scratch and a slab each, resident where touched."""
+
+ASYNC_EVENT_REQUESTS_MAX = 4
+"""AERL + 1. More than one lets a host collect several kinds of events without a round trip."""
+
+ERROR_LOG_ENTRIES = 64
+"""ELPE + 1: entries of the error information log kept per controller."""
+
+CC_ENABLE_TIMEOUT_UNITS = 20
+"""CAP.TO and CRTO in units of 500 ms: enabling takes no time, shutdown waits for a sync."""
+
+KEEP_ALIVE_GRANULARITY_MS = 1000
+"""KAS times 100 ms: the target looks at its timers once a second."""
+
+KEEP_ALIVE_MS_MAX = 24 * 3600 * 1000
+"""A KATO beyond a day is refused as invalid: it would hold a dead host's queues for ever."""
+
+DISCOVERY_IDLE_SECONDS = 120.0
+"""A discovery controller without keep-alive is dropped after this silence (Base 2.0, section 3.1.2.3: two minutes)."""
+
+DRAIN_SECONDS = 10.0
+"""From SIGTERM until connections that still have commands are dropped."""
+
+AWAKE_SECONDS = 50e-6
+"""The loop polls instead of sleeping for this long after work: waking a sleeping CPU costs 25-50 us here. 4 KiB reads:
+17,000 -> 44,000 a second at depth 1, 275,000 -> 340,000 at depth 32. An idle target sleeps."""
+
+# --- initiator --------------------------------------------------------------------------------------------------------
+
+HOST_IN_CAPSULE_BYTES_MAX = 64 * KIB
+"""In-capsule data we send even where IOCCSZ allows more: it is copied into a slab, beyond this an R2T is cheaper."""
+
+HOST_COPY_BYTES_MAX = 16 * KIB
+"""H2CData payloads up to this are copied behind their header; larger ones are sent from the caller's buffer."""
+
+BULK_BYTES_MIN = 64 * KIB
+"""A read of at least this, in flight, makes the socket be read in small windows so that payloads land in place ..."""
+
+BULK_WINDOW_BYTES = 4 * KIB
+"""... of this size: a header and what happens to be behind it."""
+
+HOST_TRANSFER_BYTES_MAX = 1 * MIB
+"""Largest command we send where MDTS allows more or anything: larger ones would only be pipelined less."""
+
+HOST_BLOCK_SIZE_MAX = 64 * KIB
+"""Largest logical block we take: LBADS of a broken controller could be 255. In use are 512 and 4096 bytes."""
+
+HOST_IO_QUEUES_MAX = 128
+"""TCP connections for I/O of one controller; what our target grants. One event loop fills a core with far fewer."""
+
+HOST_QUEUE_DEPTH_MAX = 1024
+"""Commands in flight on an I/O queue: Linux's largest --queue-size."""
+
+HOST_ADMIN_QUEUE_DEPTH = 31
+"""Commands in flight on the admin queue: a queue of 32 entries, as every controller must take and Linux uses."""
+
+HOST_ASYNC_EVENTS_MAX = 4
+"""Asynchronous Event Requests kept outstanding, if AERL allows: more types of event at once hardly ever happen."""
+
+HOST_EVENTS_KEPT_MAX = 256
+"""Events kept until they are asked for. Each type is masked until its log page was read, so a queue of these means
+that nobody asks; the oldest go first."""
+
+HOST_TIMEOUT_SECONDS_MAX = 86400
+"""Longest timeout that may be asked for: a day."""
+
+KEEP_ALIVE_SECONDS_MIN = 0.5
+"""Shortest keep-alive timeout: half of it must be well above the scheduling delay of a busy event loop."""
+
+TICK_SECONDS_MAX = 1.0
+"""How often a connection's time limits are looked at, or four times within the shortest of them."""
+
+READY_POLL_SECONDS = 0.01
+"""Between two looks at CSTS while a controller becomes ready or shuts down ..."""
+
+READY_POLL_SECONDS_MAX = 0.5
+"""... doubling up to this: the unit of CAP.TO."""
+
+SHUTDOWN_SECONDS = 5.0
+"""From asking for a shutdown until the controller says it is complete. Linux waits as long."""
+
+CLOSE_SECONDS = 1.0
+"""For the last queued bytes to leave before the socket is closed anyway."""
+
+DISCOVERY_ENTRIES_MAX = 16384
+"""Entries read from a discovery log: 16 MiB, far above any fabric, below what a bad count could make us allocate."""
+
+DISCOVERY_ATTEMPTS_MAX = 10
+"""Times the discovery log is read when it changes meanwhile. nvme-cli's number."""

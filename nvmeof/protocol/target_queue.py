@@ -1,0 +1,438 @@
+"""The controller's end of one connection: capsules in, completions, data and R2Ts out."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Protocol
+
+from nvmeof.errors import RemoteProtocolError
+from nvmeof.limits import (
+    ADMIN_IN_CAPSULE_BYTES,
+    ALIGNMENT_DWORDS_MAX,
+    IN_CAPSULE_BYTES,
+    MAXH2CDATA_BYTES,
+    PDU_SECONDS,
+    R2T_BYTES_MAX,
+)
+from nvmeof.protocol.digest import PUT_DIGEST, READ_DIGEST, crc32c
+from nvmeof.protocol.queue_pair import DDGST, HDGST, Handler, Leases, QueuePair
+from nvmeof.protocol.states import SEND, Role, State
+from nvmeof.spec.command import UNPACK_SQE
+from nvmeof.spec.fabrics import SQHD_FLOW_CONTROL_DISABLED
+from nvmeof.spec.pdu import (
+    CAPSULE_CMD_HLEN,
+    CAPSULE_RESP_HLEN,
+    DATA_HLEN,
+    DIGEST_DATA_BIT,
+    DIGEST_HEADER_BIT,
+    DIGEST_SIZE,
+    HEADER_SIZE,
+    IC_SIZE,
+    INITIALIZE_CONNECTION,
+    PACK_DATA_INTO,
+    PACK_RESP_INTO,
+    FatalErrorStatus,
+    InitializeConnection,
+    PduFlag,
+    PduType,
+)
+from nvmeof.spec.status import Status
+
+LAST = int(PduFlag.LAST)
+SUCCESS = int(PduFlag.SUCCESS)
+CAPSULE_RESP = int(PduType.CAPSULE_RESP)
+C2H_DATA = int(PduType.C2H_DATA)
+R2T = int(PduType.R2T)
+OK = int(Status.SUCCESS)
+
+Sqe = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int]
+"""opcode, flags, cid, nsid, sgl_address, sgl_length, sgl_id, cdw10 to cdw15."""
+
+
+class CommandSink(Protocol):
+    """Who executes commands. Called from ``received``; must not block and must not raise."""
+
+    def command(self, sqe: Sqe, data: memoryview | None) -> None:
+        """A capsule. ``data`` is its in-capsule data, valid during the call."""
+
+    def payload(self, transfer: Transfer, view: memoryview) -> None:
+        """All data of a transfer that was asked for; ``view`` is valid during the call (see TargetQueue.keep)."""
+
+
+class Transfer:
+    """Write data a command waits for. The R2T names it by TTAG, which here equals the command's CID."""
+
+    __slots__ = ("buffer", "cid", "context", "deadline", "failed", "length", "received", "started")
+
+    def __init__(self, cid: int, length: int, context: Any) -> None:
+        self.cid = cid
+        self.length = length
+        self.context = context
+        self.received = 0
+        self.started = False
+        self.failed = OK
+        """Status with which the command completes once its data has come, instead of being executed."""
+        self.deadline = 0.0
+        self.buffer: memoryview | None = None
+
+
+class TargetQueue(QueuePair):
+    """``sink`` executes commands and answers by ``complete``, ``slot``/``send_slot``, ``send_leased``, ``request``."""
+
+    role = Role.CONTROLLER
+    term_req_sent = PduType.C2H_TERM_REQ
+    term_req_received = PduType.H2C_TERM_REQ
+
+    def __init__(self, sink: CommandSink, leases: Leases, now: float, *, cpda: int = 0) -> None:
+        super().__init__(leases, now)
+        self.sink = sink
+        self.qid = 0
+        self.entries = 0
+        """Submission queue size for SQHD arithmetic, 0 while unknown or when flow control is off."""
+        self.flow_control = True
+        self.transfers: dict[int, Transfer] = {}
+        self._waiting: deque[Transfer] = deque()
+        self._asked_bytes = 0
+        self._current: Transfer | None = None
+        self._current_length = 0
+        self._cpda = cpda
+        self._sqhd = 0
+        self._capsule_max = CAPSULE_CMD_HLEN + DIGEST_SIZE + 4 * ALIGNMENT_DWORDS_MAX + IN_CAPSULE_BYTES + DIGEST_SIZE
+        self._bare_capsule = CAPSULE_CMD_HLEN
+        self._response_size = CAPSULE_RESP_HLEN
+        self._response_flags = 0
+        self._data_flags = LAST
+        self._data_pdo = DATA_HLEN
+
+    # --- what the sink calls ----------------------------------------------------------------------------------------
+
+    def set_queue(self, qid: int, entries: int, *, flow_control: bool) -> None:
+        """After Connect. ``entries`` is the queue size (SQSIZE + 1)."""
+        self.qid = qid
+        self.entries = entries
+        self.flow_control = flow_control
+        self._sqhd = 0 if flow_control else SQHD_FLOW_CONTROL_DISABLED
+
+    def established(self) -> None:
+        super().established()
+        if not self.flow_control:
+            self._sqhd = 0
+
+    def complete(self, cid: int, status: int = OK, dw0: int = 0, dw1: int = 0) -> None:
+        """Queue a completion. ``status`` is the 15-bit status value, DNR and MORE included."""
+        size = self._response_size
+        offset = self._used
+        if offset + size > self._slab_size:
+            offset = self._room(size)
+        sqhd = self._sqhd
+        if self.flow_control and self.entries:
+            sqhd = self._sqhd = (sqhd + 1) % self.entries
+        PACK_RESP_INTO(
+            self._slab, offset, CAPSULE_RESP, self._response_flags, CAPSULE_RESP_HLEN, 0, size, dw0, dw1, sqhd,
+            self.qid, cid, status << 1,
+        )  # fmt: skip
+        if self.header_digest:
+            self._put_header_digest(offset, CAPSULE_RESP_HLEN)
+        self._used = offset + size
+        self.output_bytes += size
+        if not self._receiving:
+            self.notify()
+
+    def slot(self, length: int) -> memoryview:
+        """``length`` bytes of output (at most MDTS) to be filled now and sent by ``send_slot``."""
+        offset = self._used + self._data_pdo
+        if offset + length + DIGEST_SIZE + self._response_size > self._slab_size:
+            offset = self._room(self._data_pdo + length + DIGEST_SIZE + self._response_size) + self._data_pdo
+        return self._slab[offset : offset + length]
+
+    def send_slot(self, cid: int, length: int, dw0: int = 0) -> None:
+        """Send the slot returned last as C2HData, and complete the command with success."""
+        size = self._put_data(self._slab, self._used, cid, length, success=not (self.flow_control or dw0))
+        self._used += size
+        self.output_bytes += size
+        if self.flow_control or dw0:
+            self.complete(cid, OK, dw0)
+        elif not self._receiving:
+            self.notify()
+
+    def send_bytes(self, cid: int, data: bytes | bytearray | memoryview, dw0: int = 0) -> None:
+        """Send ``data`` (at most MDTS) and complete the command with success; nothing to send is fine."""
+        if not data:
+            self.complete(cid, OK, dw0)
+            return
+        self.slot(len(data))[:] = data
+        self.send_slot(cid, len(data), dw0)
+
+    def lease(self, length: int) -> tuple[memoryview, memoryview]:
+        """A slab and ``length`` bytes in it for data that will be ready later; then ``send_leased`` or ``release``."""
+        slab = self._leases.lease()
+        return slab, slab[self._data_pdo : self._data_pdo + length]
+
+    def send_leased(self, cid: int, slab: memoryview, length: int) -> None:
+        """Send what was put into a lease and complete the command with success. The lease is given up."""
+        if self.state is not State.READY:
+            self._leases.release(slab)
+            return
+        self._close_segment()
+        success = not self.flow_control
+        size = self._put_data(slab, 0, cid, length, success=success)
+        self._output.append(slab[:size])
+        self._to_release.append(slab)
+        self.output_bytes += size
+        if success:
+            self.notify()
+        else:
+            self.complete(cid)
+
+    def release(self, slab: memoryview) -> None:
+        self._leases.release(slab)
+
+    def request(self, cid: int, length: int, context: Any) -> Transfer:
+        """Ask the host for ``length`` bytes of the command; the sink's ``payload`` gets them. One R2T a command."""
+        transfer = self.transfers[cid] = Transfer(cid, length, context)
+        if self._waiting or (self._asked_bytes and self._asked_bytes + length > R2T_BYTES_MAX):
+            self._waiting.append(transfer)
+        else:
+            self._ask(transfer)
+        return transfer
+
+    def keep(self, transfer: Transfer, view: memoryview) -> memoryview:
+        """Make the payload outlive the ``payload`` call: it is copied into a lease unless it landed in one."""
+        if transfer.buffer is None:
+            transfer.buffer = self._leases.lease()
+            transfer.buffer[: transfer.length] = view
+        return transfer.buffer[: transfer.length]
+
+    def finish(self, transfer: Transfer) -> None:
+        """The transfer's data is no longer needed; the next waiting ones are asked for."""
+        if transfer.buffer is not None:
+            self._leases.release(transfer.buffer)
+            transfer.buffer = None
+        self._asked_bytes -= transfer.length
+        transfer.length = 0
+        while self._waiting and (not self._asked_bytes or self._asked_bytes + self._waiting[0].length <= R2T_BYTES_MAX):
+            self._ask(self._waiting.popleft())
+
+    def abort_transfer(self, cid: int) -> bool:
+        """Do not execute a command that still waits for data. False: it does not.
+
+        It completes with Command Abort Requested, at once if its R2T was not sent, else when its data has come.
+        """
+        transfer = self.transfers.get(cid)
+        if transfer is None:
+            return False
+        transfer.failed = Status.ABORT_REQUESTED
+        if not transfer.started:
+            self._waiting.remove(transfer)
+            del self.transfers[cid]
+            self.complete(cid, Status.ABORT_REQUESTED)
+        return True
+
+    def overflow(self) -> RemoteProtocolError:
+        """To be raised by the sink when the host has more commands in flight than the queue holds."""
+        return RemoteProtocolError(
+            f"more than {self.entries} commands in flight on queue {self.qid}",
+            fatal_error_status=FatalErrorStatus.PDU_SEQUENCE_ERROR,
+        )
+
+    def close(self) -> None:
+        """No more input is handled; what was queued is still sent, then the transport closes."""
+        self._set_state(State.CLOSED)
+        self._abandon()
+
+    # --- output -----------------------------------------------------------------------------------------------------
+
+    def _put_data(self, slab: memoryview, offset: int, cid: int, length: int, *, success: bool) -> int:
+        """Header and digest around the payload at ``offset`` + PDO. Returns the size of the PDU."""
+        pdo = self._data_pdo
+        size = pdo + length
+        if self.data_digest:
+            PUT_DIGEST(slab, offset + size, crc32c(slab[offset + pdo : offset + size]))
+            size += DIGEST_SIZE
+        flags = self._data_flags | SUCCESS if success else self._data_flags
+        PACK_DATA_INTO(slab, offset, C2H_DATA, flags, DATA_HLEN, pdo, size, cid, 0, 0, length)
+        if self.header_digest:
+            PUT_DIGEST(slab, offset + DATA_HLEN, crc32c(slab[offset : offset + DATA_HLEN]))
+        return size
+
+    def _ask(self, transfer: Transfer) -> None:
+        self._asked_bytes += transfer.length
+        transfer.started = True
+        transfer.deadline = self._now + PDU_SECONDS
+        size = DATA_HLEN + (DIGEST_SIZE if self.header_digest else 0)
+        offset = self._room(size)
+        PACK_DATA_INTO(
+            self._slab, offset, R2T, self._response_flags, DATA_HLEN, 0, size, transfer.cid, transfer.cid, 0,
+            transfer.length,
+        )  # fmt: skip
+        if self.header_digest:
+            self._put_header_digest(offset, DATA_HLEN)
+        self._commit(size)
+
+    # --- input ------------------------------------------------------------------------------------------------------
+
+    def _all_handlers(self) -> dict[PduType, Handler]:
+        return {
+            PduType.ICREQ: self._on_icreq,
+            PduType.CAPSULE_CMD: self._on_capsule,
+            PduType.H2C_DATA: self._on_data,
+            PduType.H2C_TERM_REQ: self._on_term_req,
+        }
+
+    def _on_icreq(self, start: int, available: int, flags: int, hlen: int, pdo: int, plen: int) -> int:
+        if hlen != IC_SIZE:
+            raise self._field_error(f"ICReq HLEN {hlen}, must be {IC_SIZE}", 2, start, available)
+        if plen != IC_SIZE:
+            raise self._field_error(f"ICReq PLEN {plen}, must be {IC_SIZE}", 4, start, available)
+        if available < IC_SIZE:
+            return 0
+        request = INITIALIZE_CONNECTION.decode(self._scratch, start)
+        if request.pfv:
+            raise self._unsupported(f"PDU format version {request.pfv}", 8, start)
+        if request.alignment > ALIGNMENT_DWORDS_MAX:
+            raise self._field_error(f"HPDA {request.alignment}, at most {ALIGNMENT_DWORDS_MAX}", 10, start, available)
+        self._negotiate(request)
+        return IC_SIZE
+
+    def _negotiate(self, request: InitializeConnection) -> None:
+        digest = request.digest & (DIGEST_HEADER_BIT | DIGEST_DATA_BIT)
+        response = InitializeConnection(PduType.ICRESP, 0, IC_SIZE, 0, IC_SIZE, 0, self._cpda, digest, MAXH2CDATA_BYTES)
+        offset = self._room(IC_SIZE)
+        self._slab[offset : offset + IC_SIZE] = INITIALIZE_CONNECTION.encode(response)
+        self._commit(IC_SIZE)
+        self._transition(SEND, PduType.ICRESP)
+        self.header_digest = bool(digest & DIGEST_HEADER_BIT)
+        self.data_digest = bool(digest & DIGEST_DATA_BIT)
+        header = DIGEST_SIZE if self.header_digest else 0
+        self._bare_capsule = CAPSULE_CMD_HLEN + header
+        self._response_size = CAPSULE_RESP_HLEN + header
+        self._response_flags = HDGST if header else 0
+        self._data_flags = LAST | self._response_flags | (DDGST if self.data_digest else 0)
+        alignment = 4 * (request.alignment + 1)
+        self._data_pdo = -(-(DATA_HLEN + header) // alignment) * alignment
+
+    def _on_capsule(self, start: int, available: int, flags: int, hlen: int, pdo: int, plen: int) -> int:
+        if hlen != CAPSULE_CMD_HLEN:
+            raise self._field_error(f"capsule HLEN {hlen}, must be {CAPSULE_CMD_HLEN}", 2, start, available)
+        if not self._bare_capsule <= plen <= self._capsule_max:
+            raise self._field_error(f"capsule PLEN {plen}, {self._bare_capsule} to {self._capsule_max}", 4, start,
+                                    available)  # fmt: skip
+        if self.header_digest and not self._header_complete(start, available, flags, hlen):
+            return 0
+        if available < plen:
+            return 0
+        sqe: Sqe = UNPACK_SQE(self._scratch, start + HEADER_SIZE)
+        if plen == self._bare_capsule:
+            self.sink.command(sqe, None)
+            return plen
+        data, good = self._capsule_data(start, flags, hlen, pdo, plen)
+        if good:
+            self.sink.command(sqe, data)
+        else:
+            self.complete(sqe[2], Status.TRANSIENT_TRANSPORT_ERROR)
+        return plen
+
+    def _capsule_data(self, start: int, flags: int, hlen: int, pdo: int, plen: int) -> tuple[memoryview, bool]:
+        self._check_pdo(start, hlen, pdo)
+        end = plen - (DIGEST_SIZE if self.data_digest else 0)
+        if end <= pdo or end - pdo > max(IN_CAPSULE_BYTES, ADMIN_IN_CAPSULE_BYTES):
+            raise self._field_error(f"PLEN {plen} and PDO {pdo} leave no acceptable in-capsule data", 4, start, hlen)
+        if bool(flags & DDGST) != self.data_digest:
+            raise self._field_error("DDGSTF does not match what was negotiated", 1, start, hlen)
+        data = self._scratch[start + pdo : start + end]
+        return data, not self.data_digest or crc32c(data) == READ_DIGEST(self._scratch, start + end)[0]
+
+    def _accept_data(self, start: int, flags: int, cccid: int, ttag: int, datao: int, datal: int) -> None:
+        transfer = self.transfers.get(ttag)
+        if transfer is None or not transfer.started:
+            raise self._field_error(f"TTAG {ttag:#06x} was not asked for", 10, start, DATA_HLEN)
+        if cccid != transfer.cid:
+            raise self._field_error(f"CCCID {cccid:#06x} does not go with TTAG {ttag:#06x}", 8, start, DATA_HLEN)
+        end = datao + datal
+        if datao != transfer.received or end > transfer.length:
+            raise RemoteProtocolError(
+                f"H2CData {datao}+{datal}, expected data from {transfer.received} of {transfer.length}",
+                fatal_error_status=FatalErrorStatus.DATA_OUT_OF_RANGE,
+                fatal_error_information=12 if datao != transfer.received else 16,
+                header=self._header_bytes(start, DATA_HLEN),
+            )
+        if datal > MAXH2CDATA_BYTES:
+            raise RemoteProtocolError(
+                f"H2CData of {datal} bytes, MAXH2CDATA is {MAXH2CDATA_BYTES}",
+                fatal_error_status=FatalErrorStatus.R2T_LIMIT_EXCEEDED,
+                fatal_error_information=16,
+                header=self._header_bytes(start, DATA_HLEN),
+            )
+        if not datal:
+            raise self._field_error("H2CData without data", 16, start, DATA_HLEN)
+        if bool(flags & LAST) != (end == transfer.length):
+            raise self._field_error("LAST_PDU is wrong", 1, start, DATA_HLEN)
+        self._current = transfer
+        self._current_length = datal
+
+    def _data_in_scratch(self, view: memoryview, good: bool) -> None:
+        transfer = self._current
+        assert transfer is not None
+        if len(view) == transfer.length:
+            transfer.received = transfer.length
+            self._deliver(transfer, view, good)
+        else:
+            self._data_destination(len(view))[:] = view
+            self._data_landed(view, good)
+
+    def _data_destination(self, length: int) -> memoryview:
+        transfer = self._current
+        assert transfer is not None
+        if transfer.buffer is None:
+            transfer.buffer = self._leases.lease()
+        return transfer.buffer[transfer.received : transfer.received + length]
+
+    def _data_landed(self, view: memoryview, good: bool) -> None:
+        transfer = self._current
+        assert transfer is not None
+        assert transfer.buffer is not None
+        transfer.received += len(view)
+        transfer.deadline = self._now + PDU_SECONDS
+        if not good and not transfer.failed:
+            transfer.failed = Status.TRANSIENT_TRANSPORT_ERROR
+        if transfer.received == transfer.length:
+            self._deliver(transfer, transfer.buffer[: transfer.length], good=True)
+
+    def _deliver(self, transfer: Transfer, view: memoryview, good: bool) -> None:
+        self._current = None
+        del self.transfers[transfer.cid]
+        if good and not transfer.failed:
+            self.sink.payload(transfer, view)
+            return
+        self.complete(transfer.cid, transfer.failed or Status.TRANSIENT_TRANSPORT_ERROR)
+        self.finish(transfer)
+
+    # --- states -----------------------------------------------------------------------------------------------------
+
+    def _alignment_received(self) -> int:
+        return 4 * (self._cpda + 1)
+
+    def _unsupported(self, message: str, offset: int, start: int) -> RemoteProtocolError:
+        return RemoteProtocolError(
+            f"{message} is not supported",
+            fatal_error_status=FatalErrorStatus.UNSUPPORTED_PARAMETER,
+            fatal_error_information=offset,
+            header=self._header_bytes(start, IC_SIZE),
+        )
+
+    def _abandon(self) -> None:
+        super()._abandon()
+        self._current = None
+        for transfer in self.transfers.values():
+            if transfer.buffer is not None:
+                self._leases.release(transfer.buffer)
+                transfer.buffer = None
+        self.transfers.clear()
+        self._waiting.clear()
+
+    def tick(self, now: float) -> None:
+        super().tick(now)
+        for transfer in self.transfers.values():
+            if transfer.started and now > transfer.deadline and self.state is State.READY:
+                self._stall(f"the data of an R2T did not come within {PDU_SECONDS:.0f} s")
+                break

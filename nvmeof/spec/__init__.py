@@ -1,0 +1,1 @@
+"""Numbers and layouts of the NVMe specifications. No behaviour."""
