@@ -1,0 +1,1 @@
+"""Volumes: where the blocks of a namespace live."""
