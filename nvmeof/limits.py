@@ -122,6 +122,9 @@ KEEP_ALIVE_MS_MAX = 24 * 3600 * 1000
 DISCOVERY_IDLE_SECONDS = 120.0
 """A discovery controller without keep-alive is dropped after this silence (Base 2.0, section 3.1.2.3: two minutes)."""
 
+CONFIG_BYTES_MAX = 1 * MIB
+"""Thousands of namespaces; a disk image given as configuration by mistake is not read whole."""
+
 DRAIN_SECONDS = 10.0
 """From SIGTERM until connections that still have commands are dropped."""
 
@@ -138,10 +141,11 @@ HOST_COPY_BYTES_MAX = 16 * KIB
 """H2CData payloads up to this are copied behind their header; larger ones are sent from the caller's buffer."""
 
 BULK_BYTES_MIN = 64 * KIB
-"""A read of at least this, in flight, makes the socket be read in small windows so that payloads land in place ..."""
+"""A read of at least this, in flight, makes the socket be read in small windows so that payloads land in place: 1 MiB
+reads at depth 8 take 91 us of a core each, 110 us when they go through the scratch; 128 KiB reads 20 us either way."""
 
 BULK_WINDOW_BYTES = 4 * KIB
-"""... of this size: a header and what happens to be behind it."""
+"""The window: a header and what happens to be behind it. 64 KiB instead costs a tenth more for 1 MiB reads."""
 
 HOST_TRANSFER_BYTES_MAX = 1 * MIB
 """Largest command we send where MDTS allows more or anything: larger ones would only be pipelined less."""

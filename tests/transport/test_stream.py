@@ -47,7 +47,8 @@ class Link:
 @pytest.fixture
 async def link() -> AsyncIterator[Link]:
     loop = asyncio.get_running_loop()
-    sink, lost = FillSink(), []
+    sink = FillSink()
+    lost: list[Exception | None] = []
     stream = Stream(sink.queue, lost.append)
     server = await loop.create_server(lambda: stream, "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())

@@ -1,0 +1,1 @@
+"""The NVMe/TCP target: listeners, subsystems, controllers and the commands they execute."""

@@ -1,0 +1,386 @@
+"""The I/O queue: Read, Write, Flush, Write Zeroes, Dataset Management (NVM Command Set 1.0, section 3).
+
+``command`` is the hot path: a read or write that need not wait is answered before it returns. Everything else
+becomes one task per command, kept in ``tasks`` until it ended; a lost connection does not cancel it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from nvmeof.protocol.target_queue import Sqe, Transfer
+from nvmeof.spec.command import (
+    DATASET_RANGES_MAX,
+    FUSE_MASK,
+    NLB_MASK,
+    NSID_ALL,
+    PSDT_SGL,
+    SGL_DATA_BLOCK_OFFSET,
+    SGL_TRANSPORT_DATA_BLOCK,
+    UNPACK_DATASET_RANGES,
+    DatasetAttribute,
+    IoOpcode,
+    ReadWriteControl,
+)
+from nvmeof.spec.status import DNR, Status
+from nvmeof.target import fabrics
+from nvmeof.target.command import check_sgl, log, status_of
+from nvmeof.target.subsystem import Namespace
+
+if TYPE_CHECKING:
+    from nvmeof.target.connection import Connection
+    from nvmeof.target.controller import Controller
+
+READ = int(IoOpcode.READ)
+WRITE = int(IoOpcode.WRITE)
+FUA = int(ReadWriteControl.FORCE_UNIT_ACCESS)
+DEALLOCATE = int(ReadWriteControl.DEALLOCATE)
+PROTECTION = int(
+    ReadWriteControl.PRINFO_ACTION
+    | ReadWriteControl.PRINFO_GUARD
+    | ReadWriteControl.PRINFO_APPLICATION_TAG
+    | ReadWriteControl.PRINFO_REFERENCE_TAG
+)
+INVALID_NAMESPACE = Status.INVALID_NAMESPACE_OR_FORMAT | DNR
+
+
+class IoQueue:
+    """Executes the commands of one I/O queue (a CommandSink)."""
+
+    def __init__(self, connection: Connection, controller: Controller, qid: int, entries: int) -> None:
+        self.connection = connection
+        self.controller = controller
+        self.queue = connection.queue
+        self.qid = qid
+        self.entries = entries
+        self.closed = False
+        self.tasks: dict[int, asyncio.Task[None]] = {}
+        """By CID; the commands that wait for the volume."""
+        self._aborted: set[asyncio.Task[None]] = set()
+        self._namespaces = controller.subsystem.namespaces
+        self._transfers = self.queue.transfers
+        self._loop = asyncio.get_running_loop()
+        self._others: dict[int, Callable[[Sqe, memoryview | None], int]] = {
+            IoOpcode.READ: self._read,
+            IoOpcode.WRITE: self._write,
+            IoOpcode.FLUSH: self._flush,
+            IoOpcode.WRITE_ZEROES: self._write_zeroes,
+            IoOpcode.DATASET_MANAGEMENT: self._dataset_management,
+        }
+
+    def command(self, sqe: Sqe, data: memoryview | None) -> None:
+        """Execute one command. Raises RemoteProtocolError when the host overruns its queue."""
+        opcode, flags, cid, nsid, sgl_address, length, sgl_id, cdw10, cdw11, cdw12, _, _, _ = sqe
+        namespace = self._namespaces.get(nsid)
+        if cdw12 <= NLB_MASK and namespace is not None and cid not in self.tasks and cid not in self._transfers:
+            slba = cdw11 << 32 | cdw10
+            blocks = cdw12 + 1
+            nbytes = blocks << namespace.block_shift
+            if (
+                flags == PSDT_SGL
+                and length == nbytes
+                and slba + blocks <= namespace.block_count
+                and blocks <= namespace.blocks_per_command_max
+            ):
+                queue, offset = self.queue, slba << namespace.block_shift
+                try:
+                    if opcode == READ:
+                        if sgl_id == SGL_TRANSPORT_DATA_BLOCK and namespace.read_now(offset, queue.slot(nbytes)):
+                            namespace.reads += 1
+                            namespace.read_bytes += nbytes
+                            queue.send_slot(cid, nbytes)
+                            return
+                    elif (
+                        opcode == WRITE
+                        and data is not None
+                        and len(data) == nbytes
+                        and sgl_id == SGL_DATA_BLOCK_OFFSET
+                        and not sgl_address
+                        and self.controller.write_cache
+                        and namespace.write_now(offset, data)
+                    ):
+                        namespace.writes += 1
+                        namespace.written_bytes += nbytes
+                        queue.complete(cid)
+                        return
+                except Exception as error:
+                    self._fail(cid, status_of(error), nsid, slba)
+                    return
+        self._command(sqe, data)
+
+    def _command(self, sqe: Sqe, data: memoryview | None) -> None:
+        opcode, flags, cid, nsid = sqe[:4]
+        if self.tasks or self.queue.transfers:
+            if len(self.tasks) + len(self.queue.transfers) >= self.entries:
+                raise self.queue.overflow()
+            if cid in self.tasks or cid in self.queue.transfers:
+                self._fail(cid, Status.COMMAND_ID_CONFLICT | DNR, nsid)
+                return
+        if opcode == IoOpcode.FABRICS:
+            fabrics.on_io_queue(self, sqe)
+            return
+        handler = self._others.get(opcode)
+        if handler is None:
+            status = Status.INVALID_OPCODE | DNR
+        elif flags & FUSE_MASK or not self.controller.ready:
+            status = Status.INVALID_FIELD | DNR if flags & FUSE_MASK else Status.COMMAND_SEQUENCE_ERROR
+        else:
+            try:
+                status = handler(sqe, data)
+            except Exception as error:
+                status = status_of(error)
+        if status:
+            self._fail(cid, status, nsid, sqe[8] << 32 | sqe[7])
+
+    def payload(self, transfer: Transfer, view: memoryview) -> None:
+        """Data that ``_take`` asked for has come."""
+        try:
+            transfer.context(view, transfer)
+        except Exception as error:
+            self.queue.finish(transfer)
+            self._fail(transfer.cid, status_of(error), 0)
+
+    def lost(self) -> None:
+        """The connection is gone. What is at the volume goes on and is waited for before the host connects again."""
+        self.closed = True
+        if self.tasks or self._aborted:
+            self.controller.subsystem.linger(self.controller.hostid, self)
+
+    def abort(self, cid: int) -> bool:
+        """Abort a command if that is still possible: one that waits for data, or a read.
+
+        A write at the volume is not aborted: its blocks may already be changing.
+        """
+        if self.queue.abort_transfer(cid):
+            return True
+        task = self.tasks.get(cid)
+        if task is None or task.get_name() != "read":
+            return False
+        del self.tasks[cid]
+        self._aborted.add(task)
+        self._fail(cid, Status.ABORT_REQUESTED, 0)
+        return True
+
+    # --- commands -----------------------------------------------------------------------------------------------------
+
+    def _read(self, sqe: Sqe, data: memoryview | None) -> int:
+        namespace = self._namespaces.get(sqe[3])
+        if namespace is None:
+            return INVALID_NAMESPACE
+        slba, blocks = sqe[8] << 32 | sqe[7], (sqe[9] & 0xFFFF) + 1
+        status = self._check(namespace, sqe, slba, blocks)
+        if status:
+            return status
+        if sqe[6] != SGL_TRANSPORT_DATA_BLOCK:
+            return Status.SGL_DESCRIPTOR_TYPE_INVALID | DNR
+        nbytes = blocks << namespace.block_shift
+        offset = slba << namespace.block_shift
+        if namespace.read_now(offset, self.queue.slot(nbytes)):
+            namespace.reads += 1
+            namespace.read_bytes += nbytes
+            self.queue.send_slot(sqe[2], nbytes)
+        else:
+            self._start(sqe[2], self._read_later(sqe[2], namespace, offset, nbytes), "read", sqe[3], slba)
+        return 0
+
+    async def _read_later(self, cid: int, namespace: Namespace, offset: int, nbytes: int) -> bool:
+        queue = self.queue
+        slab, view = queue.lease(nbytes)
+        queue.hold(nbytes)
+        try:
+            await namespace.volume.read(offset, view)
+        except BaseException:
+            queue.release(slab)
+            raise
+        finally:
+            queue.hold(-nbytes)
+        if self.closed or asyncio.current_task() in self._aborted:
+            queue.release(slab)
+            return False
+        namespace.reads += 1
+        namespace.read_bytes += nbytes
+        queue.send_leased(cid, slab, nbytes)
+        return False
+
+    def _write(self, sqe: Sqe, data: memoryview | None) -> int:
+        namespace = self._namespaces.get(sqe[3])
+        if namespace is None:
+            return INVALID_NAMESPACE
+        slba, blocks = sqe[8] << 32 | sqe[7], (sqe[9] & 0xFFFF) + 1
+        status = self._check(namespace, sqe, slba, blocks)
+        if status:
+            return status
+        cid, offset, nbytes = sqe[2], slba << namespace.block_shift, blocks << namespace.block_shift
+        sync = bool(sqe[9] & FUA) or not self.controller.write_cache
+        if sqe[6] == SGL_TRANSPORT_DATA_BLOCK:
+            self.queue.request(
+                cid, nbytes, lambda view, transfer: self._store(cid, namespace, offset, view, transfer, sync)
+            )
+            return 0
+        if data is None or len(data) < nbytes:
+            return Status.DATA_SGL_LENGTH_INVALID | DNR
+        self._store(cid, namespace, offset, data[:nbytes], None, sync)
+        return 0
+
+    def _store(
+        self, cid: int, namespace: Namespace, offset: int, view: memoryview, transfer: Transfer | None, sync: bool
+    ) -> None:
+        """All data is here. Write it now if that need not wait."""
+        done = namespace.write_now(offset, view)
+        if done and not sync:
+            namespace.writes += 1
+            namespace.written_bytes += len(view)
+            self.queue.complete(cid)
+            if transfer is not None:
+                self.queue.finish(transfer)
+            return
+        kept = None if done else self.queue.keep(transfer, view) if transfer is not None else memoryview(bytes(view))
+        work = self._store_later(namespace, offset, kept, len(view), transfer, sync)
+        self._start(cid, work, "write", namespace.nsid, offset >> namespace.block_shift)
+
+    async def _store_later(
+        self, namespace: Namespace, offset: int, kept: memoryview | None, nbytes: int, transfer: Transfer | None,
+        sync: bool,
+    ) -> bool:  # fmt: skip
+        self.queue.hold(nbytes)
+        try:
+            if kept is not None:
+                await namespace.volume.write(offset, kept)
+            if sync:
+                await namespace.volume.flush()
+        finally:
+            self.queue.hold(-nbytes)
+            if transfer is not None:
+                self.queue.finish(transfer)
+        namespace.writes += 1
+        namespace.written_bytes += nbytes
+        return True
+
+    def _flush(self, sqe: Sqe, data: memoryview | None) -> int:
+        nsid = sqe[3]
+        if nsid == NSID_ALL:
+            namespaces = list(self._namespaces.values())
+        elif nsid in self._namespaces:
+            namespaces = [self._namespaces[nsid]]
+        else:
+            return INVALID_NAMESPACE
+        self._start(sqe[2], self._flush_all(namespaces), "flush", nsid, 0)
+        return 0
+
+    async def _flush_all(self, namespaces: list[Namespace]) -> bool:
+        results = await asyncio.gather(*(each.volume.flush() for each in namespaces), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return True
+
+    def _write_zeroes(self, sqe: Sqe, data: memoryview | None) -> int:
+        namespace = self._namespaces.get(sqe[3])
+        if namespace is None:
+            return INVALID_NAMESPACE
+        slba, blocks = sqe[8] << 32 | sqe[7], (sqe[9] & 0xFFFF) + 1
+        if sqe[9] & PROTECTION:
+            return Status.INVALID_FIELD | DNR
+        if slba + blocks > namespace.block_count:
+            return Status.LBA_OUT_OF_RANGE | DNR
+        sync = bool(sqe[9] & FUA) or not self.controller.write_cache
+        offset, length = slba << namespace.block_shift, blocks << namespace.block_shift
+        work = self._zero(namespace, offset, length, bool(sqe[9] & DEALLOCATE), sync)
+        self._start(sqe[2], work, "write zeroes", sqe[3], slba)
+        return 0
+
+    async def _zero(self, namespace: Namespace, offset: int, length: int, deallocate: bool, sync: bool) -> bool:
+        await namespace.volume.write_zeroes(offset, length, deallocate=deallocate)
+        if sync:
+            await namespace.volume.flush()
+        namespace.writes += 1
+        return True
+
+    def _dataset_management(self, sqe: Sqe, data: memoryview | None) -> int:
+        namespace = self._namespaces.get(sqe[3])
+        if namespace is None:
+            return INVALID_NAMESPACE
+        cid, length = sqe[2], sqe[5]
+        nbytes = 16 * ((sqe[7] & 0xFF) + 1)
+        status = check_sgl(sqe[1], sqe[6], sqe[4])
+        if status:
+            return status
+        if not nbytes <= length <= 16 * DATASET_RANGES_MAX:
+            return Status.DATA_SGL_LENGTH_INVALID | DNR
+        deallocate = bool(sqe[8] & DatasetAttribute.DEALLOCATE)
+        if sqe[6] == SGL_TRANSPORT_DATA_BLOCK:
+            self.queue.request(
+                cid, length, lambda view, transfer: self._ranges(cid, namespace, view[:nbytes], deallocate, transfer)
+            )
+            return 0
+        if data is None or len(data) < nbytes:
+            return Status.DATA_SGL_LENGTH_INVALID | DNR
+        self._ranges(cid, namespace, data[:nbytes], deallocate, None)
+        return 0
+
+    def _ranges(
+        self, cid: int, namespace: Namespace, view: memoryview, deallocate: bool, transfer: Transfer | None
+    ) -> None:
+        shift = namespace.block_shift
+        ranges = [(slba, blocks) for _, blocks, slba in UNPACK_DATASET_RANGES(view) if blocks]
+        if transfer is not None:
+            self.queue.finish(transfer)
+        if any(slba + blocks > namespace.block_count for slba, blocks in ranges):
+            self._fail(cid, Status.LBA_OUT_OF_RANGE | DNR, namespace.nsid)
+        elif not deallocate or not ranges:
+            self.queue.complete(cid)
+        else:
+            pieces = [(slba << shift, blocks << shift) for slba, blocks in ranges]
+            self._start(cid, self._deallocate(namespace, pieces), "deallocate", namespace.nsid, ranges[0][0])
+
+    async def _deallocate(self, namespace: Namespace, pieces: list[tuple[int, int]]) -> bool:
+        await namespace.volume.deallocate(pieces)
+        return True
+
+    # --- checks and completions ---------------------------------------------------------------------------------------
+
+    def _check(self, namespace: Namespace, sqe: Sqe, slba: int, blocks: int) -> int:
+        """Status for a Read or Write that may not be done, 0 if it may."""
+        status = check_sgl(sqe[1], sqe[6], sqe[4])
+        if status:
+            return status
+        if sqe[9] & PROTECTION:
+            return Status.INVALID_FIELD | DNR
+        if blocks > namespace.blocks_per_command_max:
+            return Status.INVALID_FIELD | DNR
+        if slba + blocks > namespace.block_count:
+            return Status.LBA_OUT_OF_RANGE | DNR
+        if sqe[5] != blocks << namespace.block_shift:
+            return Status.DATA_SGL_LENGTH_INVALID | DNR
+        return Status.SUCCESS
+
+    def _start(self, cid: int, work: Coroutine[Any, Any, bool], name: str, nsid: int, slba: int) -> None:
+        """Run ``work``; complete the command when it returns True or raises."""
+        self.tasks[cid] = self._loop.create_task(self._run(cid, work, nsid, slba), name=name)
+
+    async def _run(self, cid: int, work: Coroutine[Any, Any, bool], nsid: int, slba: int) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        status: int | None = None
+        try:
+            if await work:
+                status = Status.SUCCESS
+        except Exception as error:
+            status = status_of(error)
+        if task in self._aborted:
+            self._aborted.discard(task)
+        else:
+            del self.tasks[cid]
+            if status == Status.SUCCESS and not self.closed:
+                self.queue.complete(cid)
+            elif status is not None and not self.closed:
+                self._fail(cid, status, nsid, slba)
+        if self.closed and not self.tasks and not self._aborted:
+            await self.controller.subsystem.lingered(self.controller.hostid, self)
+
+    def _fail(self, cid: int, status: int, nsid: int, slba: int = 0) -> None:
+        self.controller.record_error(self.qid, cid, status, nsid, slba)
+        log.debug("queue %d cid %#06x nsid %d lba %d: status %#06x", self.qid, cid, nsid, slba, status)
+        self.queue.complete(cid, status)
