@@ -19,7 +19,8 @@ from nvmeof.target.server import Target
 from nvmeof.target.subsystem import Subsystem
 
 ROOT = Path(__file__).parent
-SEED = int(os.environ.get("NVMEOF_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
+SEED = int(os.environ.setdefault("NVMEOF_TEST_SEED", str(random.SystemRandom().randrange(1 << 32))))
+"""In the environment, so that the workers of pytest-xdist have the seed that is printed."""
 ON_BOTH_LOOPS = ("transport", "target", "initiator")
 """Directories whose asynchronous tests run on asyncio and on uvloop: the two keep buffers for different times."""
 

@@ -24,19 +24,22 @@ class VolumeHealth:
 
 
 class Volume(ABC):
-    """A resizable array of blocks, addressed in bytes that are multiples of ``block_size``.
+    """An array of blocks, addressed in bytes that are multiples of ``block_size``.
 
     Contract. The caller has checked alignment and range. Operations on disjoint ranges may be in flight together in
-    any number; two in flight on overlapping ranges have no order, but a block is always one of them whole.
+    any number; two in flight on overlapping ranges have no order, but while power is on a block is always one of them
+    whole.
 
     The ``*_now`` methods are the hot path: they do the work before they return and never wait for the disk, or return
     False having done nothing, and then the caller awaits the coroutine of the same name. A ``memoryview`` passed to
-    a ``*_now`` method is not kept; one passed to a coroutine must stay untouched until it returns.
+    a ``*_now`` method is not kept; one passed to a coroutine must stay untouched until it returns. A coroutine that
+    is cancelled returns only once nobody touches its view any more.
 
     Errors surface from the operation itself (:class:`~nvmeof.errors.ReadFault`, ``WriteFault``, ``CapacityError``).
     A write that returned may be in a volatile cache. ``flush`` returning means that every write which completed
     before ``flush`` was called is on media; concurrent flushes share one sync. After a failed sync the volume refuses
-    flush and every write with WriteFault until it is closed and opened again; reads go on.
+    flush and every write with WriteFault until it is closed and opened again; reads go on. After ``close``, which may
+    be repeated, ``*_now`` return False, reads raise ReadFault and everything else WriteFault.
     """
 
     uuid: UUID
@@ -85,7 +88,7 @@ class Volume(ABC):
 
     @abstractmethod
     async def deallocate(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Give back ``(offset, length)`` byte ranges; they read as zeros afterwards. Raises WriteFault."""
+        """Give back ``(offset, length)`` ranges in bytes; they read as zeros then. Raises WriteFault, CapacityError."""
 
     @abstractmethod
     async def close(self) -> None:

@@ -32,11 +32,20 @@ if TYPE_CHECKING:
 class ListenerView(Protocol):
     """What is listed of a listener: see :class:`nvmeof.target.server.Listener`."""
 
-    host: str
-    port: int
-    family: AddressFamily
-    advertised: tuple[str, int] | None
-    discovery_only: bool
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def family(self) -> AddressFamily: ...
+
+    @property
+    def advertised(self) -> tuple[str, int] | None: ...
+
+    @property
+    def discovery_only(self) -> bool: ...
 
 
 class TargetView(Protocol):

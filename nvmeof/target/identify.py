@@ -77,7 +77,6 @@ ABORTS_AT_ONCE = 4
 KEEP_ALIVE_UNIT_MS = 100
 CAPSULE_UNIT = 16
 NSID_LIST_END = 0xFFFF_FFFE
-CNTID_ANY = 0xFFFF
 COMMAND_SET_VECTOR = 1 << CommandSet.NVM
 ZEROES = bytes(IDENTIFY_SIZE)
 
@@ -171,9 +170,7 @@ def _controllers(controller: Controller, nsid: int, dwords: IdentifyDwords) -> b
 
 
 def _command_sets(controller: Controller, nsid: int, dwords: IdentifyDwords) -> bytes:
-    """CNS 1Ch, of this controller (FFFFh) or another one of the subsystem."""
-    if dwords.cntid != CNTID_ANY and dwords.cntid not in controller.subsystem.controllers:
-        raise invalid_field(CDW10 + 2)
+    """CNS 1Ch: whichever controller CNTID names, they all have the NVM Command Set and no other."""
     return encode_command_set_combinations([COMMAND_SET_VECTOR])
 
 

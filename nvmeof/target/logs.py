@@ -44,8 +44,7 @@ FEATURE_EFFECTS_SIZE = 1024
 MI_COMMANDS_SIZE = 4096
 _SUPPORTED = int(CommandEffect.SUPPORTED)
 _IN_CONTROLLER = _SUPPORTED | CommandEffect.CONTROLLER_SCOPE
-_IN_NAMESPACE = _SUPPORTED | CommandEffect.NAMESPACE_SCOPE
-_CHANGES_DATA = _IN_NAMESPACE | CommandEffect.BLOCK_CONTENT_CHANGE
+_CHANGES_DATA = _SUPPORTED | CommandEffect.BLOCK_CONTENT_CHANGE
 
 DISCOVERY_EFFECTS: dict[int, int] = dict.fromkeys(
     (
@@ -67,12 +66,13 @@ ADMIN_EFFECTS: dict[int, int] = DISCOVERY_EFFECTS | {
     AdminOpcode.GET_FEATURES: _IN_CONTROLLER | CommandEffect.NAMESPACE_SCOPE,
 }
 IO_EFFECTS: dict[int, int] = {
-    IoOpcode.FLUSH: _IN_NAMESPACE,
+    IoOpcode.FLUSH: _SUPPORTED,
     IoOpcode.WRITE: _CHANGES_DATA,
-    IoOpcode.READ: _IN_NAMESPACE,
+    IoOpcode.READ: _SUPPORTED,
     IoOpcode.WRITE_ZEROES: _CHANGES_DATA,
     IoOpcode.DATASET_MANAGEMENT: _CHANGES_DATA,
 }
+"""Without a scope: Linux up to 6.12 logs "unusual effects" for an I/O command that reports one."""
 
 
 def get_log_page(controller: Controller, command: Command) -> Reply:

@@ -182,6 +182,7 @@ def test_effects_name_every_command_and_no_other(direct: Direct) -> None:
     assert all(dword & supported for dword in dwords if dword)
     assert {opcode for opcode in IO_EFFECTS if dwords[256 + opcode] & changes_data} == {1, 8, 9}
     assert not any(dword >> 16 & 7 for dword in dwords), "nothing asks the host to stop other commands"
+    assert not any(dword & ~(supported | changes_data) for dword in dwords[256:]), "Linux logs any other effect"
 
 
 def test_feature_effects_name_every_feature(direct: Direct) -> None:

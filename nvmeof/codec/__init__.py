@@ -1,0 +1,1 @@
+"""Bytes in, bytes out: hashes and checksums shared by the engine and the checkpoint store."""

@@ -1,0 +1,1 @@
+"""NVMe/TCP against real Linux kernels, booted in QEMU without privileges."""

@@ -1,0 +1,1 @@
+"""Benchmarks of nvmeof beside other servers; run them with tools/bench."""
