@@ -75,6 +75,7 @@ def controller_record(identity: IdentifyController) -> dict[str, Json]:
 def power_state(state: PowerState) -> dict[str, Json]:
     return {
         "max_power": state.mp,
+        "flags": state.flags,
         "max_power_scale": state.flags & 1,
         "non-operational_state": state.flags >> 1 & 1,
         "entry_lat": state.enlat,
@@ -139,7 +140,7 @@ async def ns_descs(request: Request) -> Answer:
         NamespaceIdentifierType.EUI64: found.eui64.hex(),
         NamespaceIdentifierType.NGUID: found.nguid.hex(),
         NamespaceIdentifierType.UUID: str(UUID(bytes=found.uuid)) if found.uuid else "",
-        NamespaceIdentifierType.CSI: "" if found.csi is None else f"{found.csi:#x}",
+        NamespaceIdentifierType.CSI: "" if found.csi is None else f"{found.csi:#x}" if found.csi else "0",
     }
     present = {kind: text for kind, text in texts.items() if text}
     lines = [f"NVME Namespace Identification Descriptors NS {nsid}:"]

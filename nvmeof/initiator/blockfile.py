@@ -11,8 +11,8 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any, TypeVar, Unpack
 
 import uvloop
@@ -90,8 +90,7 @@ class BlockFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """May go beyond the end, where there is nothing to read and no place to write."""
-        self._check_usable()
-        with self._lock:
+        with self._turn():
             base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}.get(whence)
             if base is None:
                 raise ValueError(f"seek: got whence {whence!r}, wanted SEEK_SET, SEEK_CUR or SEEK_END")
@@ -105,8 +104,7 @@ class BlockFile(io.RawIOBase):
         view = flat_view(buffer, "readinto")
         if view.readonly:
             raise TypeError("readinto: got a read-only buffer, wanted a writable one")
-        with self._lock:
-            self._check_usable()
+        with self._turn():
             length = max(0, min(len(view), self.size - self._position))
             if length:
                 self._worker.run(_read(self._namespace, self._position, view[:length]))
@@ -115,8 +113,7 @@ class BlockFile(io.RawIOBase):
 
     def readall(self) -> bytes:
         """Everything up to the end of the namespace."""
-        with self._lock:
-            self._check_usable()
+        with self._turn():
             buffer = bytearray(max(0, self.size - self._position))
             self.readinto(buffer)
             return bytes(buffer)
@@ -124,8 +121,7 @@ class BlockFile(io.RawIOBase):
     def write(self, data: Any) -> int:
         """Write every byte of a contiguous buffer. Raises OSError (ENOSPC) when it does not fit, writing nothing."""
         view = flat_view(data, "write")
-        with self._lock:
-            self._check_usable()
+        with self._turn():
             self._check_writable()
             if self._position + len(view) > self.size:
                 raise OSError(errno.ENOSPC, f"{len(view)} bytes at {self._position} do not fit into {self.size} bytes")
@@ -140,8 +136,7 @@ class BlockFile(io.RawIOBase):
         if self.closed:
             raise ValueError("flush of a closed file")
         if self._dirty:
-            self._check_usable()
-            with self._lock:
+            with self._turn():
                 self._worker.run(self._namespace.flush())
                 self._dirty = False
 
@@ -174,6 +169,14 @@ class BlockFile(io.RawIOBase):
             raise ValueError("I/O operation on a closed file")
         if self._worker.forked:
             raise UsageError("nvmeof file: got a process forked from the one that opened it, wanted that one")
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The lock. In a forked child whoever held it does not exist, so it is not even tried there."""
+        self._check_usable()
+        with self._lock:
+            self._check_usable()
+            yield
 
     def _check_writable(self) -> None:
         if not self._writable:

@@ -271,7 +271,7 @@ class QueuePair(ABC):
         self._check_pdo(start, hlen, pdo)
         if plen != pdo + datal + digest_size:
             raise self._field_error(f"PLEN {plen}, PDO {pdo} and DATAL {datal} disagree", 4, start, hlen)
-        if available < pdo:
+        if available < pdo or (available < plen <= SCRATCH_BYTES // 2 and self._worth_waiting(ttag, datal)):
             return 0
         self._accept_data(start, flags, cccid, ttag, datao, datal)
         if available >= plen:
@@ -437,6 +437,10 @@ class QueuePair(ABC):
     @abstractmethod
     def _alignment_received(self) -> int:
         """Bytes to which the data in PDUs sent to us is aligned (CPDA or HPDA)."""
+
+    def _worth_waiting(self, ttag: int, datal: int) -> bool:
+        """Whether a data PDU that fits into the scratch is better handled there once it is whole."""
+        return False
 
     @abstractmethod
     def _accept_data(self, start: int, flags: int, cccid: int, ttag: int, datao: int, datal: int) -> None:

@@ -87,10 +87,11 @@ class IoQueue:
                 queue, offset = self.queue, slba << namespace.block_shift
                 try:
                     if opcode == READ:
-                        if sgl_id == SGL_TRANSPORT_DATA_BLOCK and namespace.read_now(offset, queue.slot(nbytes)):
+                        if sgl_id == SGL_TRANSPORT_DATA_BLOCK and queue.send_filled(
+                            cid, nbytes, namespace.read_now, offset
+                        ):
                             namespace.reads += 1
                             namespace.read_bytes += nbytes
-                            queue.send_slot(cid, nbytes)
                             return
                     elif (
                         opcode == WRITE
@@ -177,10 +178,9 @@ class IoQueue:
             return Status.SGL_DESCRIPTOR_TYPE_INVALID | DNR
         nbytes = blocks << namespace.block_shift
         offset = slba << namespace.block_shift
-        if namespace.read_now(offset, self.queue.slot(nbytes)):
+        if self.queue.send_filled(sqe[2], nbytes, namespace.read_now, offset):
             namespace.reads += 1
             namespace.read_bytes += nbytes
-            self.queue.send_slot(sqe[2], nbytes)
         else:
             self._start(sqe[2], self._read_later(sqe[2], namespace, offset, nbytes), "read", sqe[3], slba)
         return 0

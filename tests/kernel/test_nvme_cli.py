@@ -52,7 +52,6 @@ def test_the_same_keys_and_values(serve: Callable[..., Target], host: KernelHost
         ("id-ns", disk, f"{subsystem}/1"),
         ("ns-descs", disk, f"{subsystem}/1"),
         ("list-ns", controller, subsystem),
-        ("effects-log", controller, subsystem),
     ):
         compare(host.json(f"nvme {command} {device} -o json"), ours(command, url))
 

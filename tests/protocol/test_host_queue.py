@@ -720,8 +720,7 @@ class MemorySink:
     def command(self, sqe: Sqe, data: memoryview | None) -> None:
         opcode, _, cid, _, _, length, _, offset, _, _, _, _, _ = sqe
         if opcode == READ:
-            self.queue.slot(length)[:] = self.memory[offset : offset + length]
-            self.queue.send_slot(cid, length)
+            self.queue.send_bytes(cid, self.memory[offset : offset + length])
         elif data is None:
             self.queue.request(cid, length, offset)
         else:

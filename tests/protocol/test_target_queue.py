@@ -32,8 +32,7 @@ class MemorySink:
         self.commands.append(sqe)
         opcode, _, cid, _, _, length, sgl_id, offset, _, nbytes, _, _, _ = sqe
         if opcode == READ:
-            self.queue.slot(nbytes)[:] = self.memory[offset : offset + nbytes]
-            self.queue.send_slot(cid, nbytes)
+            self.queue.send_bytes(cid, self.memory[offset : offset + nbytes])
         elif opcode == WRITE and sgl_id == 0x5A:
             self.queue.request(cid, length, offset)
         elif opcode == WRITE:
@@ -178,6 +177,26 @@ def test_write_asks_with_one_r2t_and_takes_any_splitting(digest: int) -> None:
     (answer,) = bench.pdus(stream)
     assert wire.response(answer)[4:] == (9, 0)
     assert bench.sink.memory[100:20100] == payload
+
+
+@pytest.mark.parametrize(("pieces", "leased"), [(1, False), (2, True)])
+def test_a_transfer_of_one_pdu_is_delivered_from_the_scratch(pieces: int, leased: bool) -> None:
+    bench = Bench()
+    seen: list[bool] = []
+    plain = bench.sink.payload
+
+    def payload(transfer: Transfer, view: memoryview) -> None:
+        seen.append(transfer.buffer is not None)
+        plain(transfer, view)
+
+    bench.sink.payload = payload  # type: ignore[method-assign]
+    size = 131072
+    bench.feed(bench.wire.capsule(wire.sqe(WRITE, 5, sgl=(0, size, 0x5A))))
+    part = size // pieces
+    for at in range(0, size, part):
+        bench.feed(bench.wire.h2c_data(5, 5, at, b"x" * part, last=at + part == size), step=50000)
+    assert seen == [leased]
+    assert bench.sink.memory[:size] == b"x" * size
 
 
 # --- segmentation ----------------------------------------------------------------------------------------------------

@@ -28,8 +28,7 @@ class FillSink:
 
     def command(self, sqe: Sqe, data: memoryview | None) -> None:
         self.executed += 1
-        self.queue.slot(MDTS_BYTES)[:] = bytes([sqe[2]]) * MDTS_BYTES
-        self.queue.send_slot(sqe[2], MDTS_BYTES)
+        self.queue.send_bytes(sqe[2], bytes([sqe[2]]) * MDTS_BYTES)
 
     def payload(self, transfer: Transfer, view: memoryview) -> None:
         raise AssertionError("nothing was asked for")
