@@ -213,21 +213,22 @@ class IoQueue:
         if status:
             return status
         cid, offset, nbytes = sqe[2], slba << namespace.block_shift, blocks << namespace.block_shift
-        sync = bool(sqe[9] & FUA) or not self.controller.write_cache
+        fua = bool(sqe[9] & FUA)
         if sqe[6] == SGL_TRANSPORT_DATA_BLOCK:
             self.queue.request(
-                cid, nbytes, lambda view, transfer: self._store(cid, namespace, offset, view, transfer, sync)
+                cid, nbytes, lambda view, transfer: self._store(cid, namespace, offset, view, transfer, fua)
             )
             return 0
         if data is None or len(data) < nbytes:
             return Status.DATA_SGL_LENGTH_INVALID | DNR
-        self._store(cid, namespace, offset, data[:nbytes], None, sync)
+        self._store(cid, namespace, offset, data[:nbytes], None, fua)
         return 0
 
     def _store(
-        self, cid: int, namespace: Namespace, offset: int, view: memoryview, transfer: Transfer | None, sync: bool
+        self, cid: int, namespace: Namespace, offset: int, view: memoryview, transfer: Transfer | None, fua: bool
     ) -> None:
-        """All data is here. Write it now if that need not wait."""
+        """All data is here. Write it now if that need not wait. The cache may have been switched off meanwhile."""
+        sync = fua or not self.controller.write_cache
         done = namespace.write_now(offset, view)
         if done and not sync:
             namespace.writes += 1

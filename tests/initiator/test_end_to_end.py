@@ -62,7 +62,7 @@ class Region:
         {"io_queues": 4, "queue_depth": 1},
     ],
 )
-@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
 async def test_against_a_model(
     served: Served, rng: random.Random, options: nvmeof.ConnectOptions, nsid: int, slow: bool
 ) -> None:

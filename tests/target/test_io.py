@@ -175,6 +175,19 @@ async def test_fua_and_a_switched_off_cache_sync_before_they_answer(served: Serv
     assert served.volume.calls["flush"] == before + 1
 
 
+async def test_a_write_whose_data_comes_after_the_cache_was_switched_off_is_synced(served: Served) -> None:
+    admin, io = await queues(served)
+    size = 65536
+    io.send(io.wire.capsule(wire.sqe(WRITE, 5, sgl=(0, size, 0x5A), cdw12=size // served.block_size - 1)))
+    await settle(
+        lambda: any(queue.queue.transfers for queue in served.subsystem.controllers[admin.cntlid].queues.values())
+    )
+    assert await admin.status(9, nsid=0, cdw10=6, cdw11=0) == 0
+    before = served.volume.calls["flush"]
+    assert await io.answer_r2t(bytes(size)) == 0
+    assert served.volume.calls["flush"] == before + 1
+
+
 async def test_flush_of_one_and_of_all_namespaces(served: Served) -> None:
     _, io = await queues(served)
     assert await io.status(FLUSH) == 0
