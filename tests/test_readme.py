@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import pytest
 
+from nvmeof.cli.main import EPILOG
 from tools.environment import install
 
 ROOT = Path(__file__).parent.parent
@@ -164,3 +165,9 @@ def test_the_wheel_is_typed_and_has_its_licence(binaries: Path) -> None:
     listing = subprocess.run([sys.executable, "-m", "zipfile", "-l", wheel], capture_output=True, text=True, check=True)
     assert "nvmeof/py.typed" in listing.stdout
     assert "licenses/LICENSE" in listing.stdout
+
+
+def test_the_exit_codes_are_those_of_the_command() -> None:
+    table = re.findall(r"^\| (\d+) \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    said = re.findall(r"^ +(\d+)  (.*)$", EPILOG, re.MULTILINE)
+    assert [(code, meaning.replace("`", "")) for code, meaning in table] == said

@@ -12,7 +12,7 @@ from nvmeof.checkpoint.payload import Destination, Scratch
 from nvmeof.checkpoint.pipeline import Progress, in_thread, run_all
 from nvmeof.checkpoint.table import ChunkTable, Run
 from nvmeof.codec.hashes import blake3_256, sha256
-from nvmeof.errors import CorruptCheckpointError, StatusError
+from nvmeof.errors import CorruptCheckpointError, StatusError, UsageError
 
 DAMAGE_MAX = 1000
 """Damaged chunks that one verification lists; beyond that the list helps nobody."""
@@ -34,8 +34,10 @@ async def read_metadata(stored: Stored) -> tuple[RankManifest, ChunkTable]:
             f"{what}: the root manifest does not match the root digest {info.root_digest.hex()}"
         )
     root = RootManifest.decode(parts["root"])
-    if len(root.ranks) != 1 or root.ranks[0].rank != 0:
-        raise CorruptCheckpointError(f"{what} has {len(root.ranks)} ranks; this version reads one")
+    if len(root.ranks) > 1:
+        raise UsageError(f"{what} was saved by {len(root.ranks)} ranks; this program reads one: use a newer one")
+    if not root.ranks or root.ranks[0].rank != 0:
+        raise CorruptCheckpointError(f"{what} has no rank 0")
     if (root.step, root.kind) != (info.step, info.kind):
         raise CorruptCheckpointError(
             f"{what} of kind {info.kind!r} has the root manifest of step {root.step}, {root.kind!r}"

@@ -41,7 +41,8 @@ class EventFeed:
         self._orderly = False
 
     def arm(self, count: int) -> None:
-        for _ in range(count):
+        """Send ``count`` requests, unless the connection is over."""
+        for _ in range(count if self._connection.queue.ready else 0):
             self._connection.queue.submit(self, float("inf"), AdminOpcode.ASYNC_EVENT_REQUEST, 0)
 
     def end(self, reason: str, *, orderly: bool) -> None:
@@ -69,8 +70,7 @@ class EventFeed:
         dw0 = request.dw0
         self._kept.append(Event(dw0 & 7, dw0 >> 8 & 0xFF, dw0 >> 16 & 0xFF))
         self._news.set()
-        if self._connection.queue.ready:
-            self.arm(1)
+        self.arm(1)
 
     def lost(self, reason: str) -> None:
         pass

@@ -76,7 +76,8 @@ async def connect_queue(
             break
         except StatusError as error:
             status = error.status_code_type << 8 | error.status_code
-            if not cattr or status != Status.CONNECT_INVALID_PARAMETERS or error.result != ConnectField.CATTR:
+            about_cattr = status == Status.CONNECT_INVALID_PARAMETERS and error.result == ConnectField.CATTR
+            if not cattr or not about_cattr or not queue.ready:
                 raise
             cattr = 0
     if request.dw0 & (CONNECT_AUTH_TLS_REQUIRED | CONNECT_AUTH_SECURE_CHANNEL_REQUIRED):

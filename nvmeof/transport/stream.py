@@ -17,9 +17,10 @@ from nvmeof.limits import AWAKE_SECONDS, OUTPUT_BYTES_MAX
 from nvmeof.protocol.queue_pair import QueuePair
 from nvmeof.protocol.states import State
 
-
 TCP_ESTABLISHED = 1
 """tcpi_state, the first byte of struct tcp_info (linux/tcp.h)."""
+TCP_INFO_BYTES = 128
+"""struct tcp_info up to tcpi_bytes_acked, the last 8 bytes of these: Linux 4.1 and later."""
 
 
 class Awake:
@@ -61,6 +62,7 @@ class Stream(asyncio.BufferedProtocol):
         self._reading = True
         self._pump_scheduled = False
         self._awake = awake
+        self._acknowledged_before = b""
         queue.notify = self.schedule
 
     # --- asyncio calls ------------------------------------------------------------------------------------------------
@@ -118,6 +120,9 @@ class Stream(asyncio.BufferedProtocol):
                     transport.write(output[0])
                 else:
                     transport.writelines(output)
+                    if not self._draining and transport.get_write_buffer_size():
+                        # asyncio before 3.12.9 and 3.13.2 forgets to pause here (CVE-2024-12254); this makes it look.
+                        transport.set_write_buffer_limits(high=0, low=0)
                 if not self._draining:
                     queue.drained()
             if not queue.blocked or queue.output_bytes >= OUTPUT_BYTES_MAX:
@@ -130,6 +135,11 @@ class Stream(asyncio.BufferedProtocol):
 
     def tick(self, now: float) -> None:
         """Enforce the queue's time limits, about once a second."""
+        if self._draining and not self.closed:
+            acknowledged = self._acknowledged()
+            if acknowledged != self._acknowledged_before:
+                self._acknowledged_before = acknowledged
+                self.queue.progressed(now)
         self.queue.tick(now)
         if self.queue.stalled:
             self.abort()
@@ -154,6 +164,12 @@ class Stream(asyncio.BufferedProtocol):
             return True
         sock = self._transport.get_extra_info("socket")
         return bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_ESTABLISHED)
+
+    def _acknowledged(self) -> bytes:
+        """How much of the output the peer has acknowledged, as a number nobody reads: tcpi_bytes_acked."""
+        assert self._transport is not None
+        sock = self._transport.get_extra_info("socket")
+        return bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)[TCP_INFO_BYTES - 8 :])
 
     def _scheduled_pump(self) -> None:
         self._pump_scheduled = False

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,6 +90,23 @@ async def test_two_savers_of_one_step_leave_one_whole_checkpoint(tmp_path: Path)
         assert_same(await one.load(1), small_state(1))
         if (2, COMMITTED) in await listed(tmp_path / "s"):
             assert_same(await one.load(2), small_state(2))
+
+
+async def test_a_step_that_somebody_else_committed_meanwhile_is_not_displaced(tmp_path: Path) -> None:
+    path = await saved(tmp_path / "s", 1)
+
+    def save_the_same_step(done: int, total: int) -> None:
+        if done == total:
+            thread = threading.Thread(target=lambda: asyncio.run(saved(path, 2)))
+            thread.start()
+            thread.join()
+
+    async with Store.open(path) as store:
+        with pytest.raises(UsageError, match="committed by somebody else"):
+            await store.save(2, small_state(7), progress=save_the_same_step)
+        assert await listed(path) == [(1, COMMITTED), (2, COMMITTED)]
+        assert_same(await store.load(2), small_state(2))
+    assert sorted(entry.name for entry in path.iterdir()) == ["nvmeof-store.json", "step-1", "step-2"]
 
 
 def no_commit(path: Path) -> None:

@@ -18,6 +18,7 @@ def test_free_is_what_is_not_claimed() -> None:
     claimed = [Extent(6 * U, 2 * U), Extent(U, 2 * U), Extent(3 * U, U)]
     assert free_extents(0, 10 * U, claimed) == [Extent(0, U), Extent(4 * U, 2 * U), Extent(8 * U, 2 * U)]
     assert free_extents(0, 10 * U, [Extent(0, 10 * U)]) == []
+    assert free_extents(0, 10 * U, [Extent(0, 5 * U), Extent(U, U)]) == [Extent(5 * U, 5 * U)]
 
 
 def test_allocation_goes_round_and_prefers_one_piece() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,8 +183,8 @@ def test_features(good: Run, live_target: LiveTarget) -> None:
     assert (changed["feature"], changed["value"]) == ("0x0b", "0x00000100")
 
 
-def test_data_goes_both_ways(good: Run, live_target: LiveTarget, tmp_path: Path) -> None:
-    data = bytes(range(256)) * 48
+def test_data_goes_both_ways(good: Run, live_target: LiveTarget, tmp_path: Path, rng: random.Random) -> None:
+    data = rng.randbytes(3 * BLOCK)
     (tmp_path / "in").write_bytes(data)
     written = good("write", live_target.url, "-s", "5", "-c", "2", "-d", tmp_path / "in", "-o", "json").record
     assert (written["blocks"], written["bytes"]) == (3, 3 * BLOCK)

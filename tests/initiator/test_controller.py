@@ -96,7 +96,7 @@ async def test_readiness_is_waited_for() -> None:
 async def test_time_to_become_ready_does_not_count_as_connecting() -> None:
     """CAP.TO is 2 x 500 ms; the controller takes about 0.6 s."""
     cap = CAP_DEFAULT & ~(0xFF << 24) | 2 << 24
-    async with FakeTarget(cap=cap, ready_after=6) as target, nvmeof.connect(target.url, connect_timeout=0.3):
+    async with FakeTarget(cap=cap, ready_after=6) as target, nvmeof.connect(target.url, connect_timeout=0.5):
         assert target.cc & 1
 
 

@@ -167,9 +167,9 @@ def test_health_log_counts(host: KernelHost, connected: Connected) -> None:
     after = host.json(f"nvme smart-log {controller} -o json")
     grown = {name: int(after[name]) - int(before[name]) for name in after if name.startswith(("data_", "host_"))}
     assert grown["host_write_commands"] == 32
-    assert grown["host_read_commands"] == 16
+    assert 16 <= grown["host_read_commands"] < 32
     assert grown["data_units_written"] in (4, 5)
-    assert grown["data_units_read"] in (2, 3)
+    assert grown["data_units_read"] in (2, 3, 4)
     assert after["critical_warning"] == 0
 
 

@@ -666,7 +666,8 @@ def run_commands(bench: Bench, exchange: Callable[[bytes], bytes], rng: random.R
             incoming = exchange(bench_output)
             if not incoming and not bench.queue.requests:
                 break
-            bench_output = bench.feed(incoming, step=rng.choice((0, 4096, len(incoming) // 50 + 1, len(incoming) < 4000)))
+            step = rng.choice((0, 4096, len(incoming) // 50 + 1, len(incoming) < 4000))
+            bench_output = bench.feed(incoming, step=step)
         assert bench.queue.failure is None
         assert sorted(request.token for request in bench.queue.completed) == list(range(len(blocks)))
         assert not any(request.status for request in bench.completed())

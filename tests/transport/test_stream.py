@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from nvmeof.errors import UsageError
-from nvmeof.limits import AWAKE_SECONDS, MDTS_BYTES, OUTPUT_BYTES_MAX
+from nvmeof.limits import AWAKE_SECONDS, MDTS_BYTES, OUTPUT_BYTES_MAX, OUTPUT_SECONDS
 from nvmeof.protocol.target_queue import Sqe, TargetQueue, Transfer
 from nvmeof.transport.buffers import BufferPool
 from nvmeof.transport.stream import Awake, Stream, format_address, tune
@@ -68,6 +69,24 @@ async def link() -> AsyncIterator[Link]:
     assert sink.pool.leased == 0
 
 
+async def test_a_slow_reader_is_kept_as_long_as_it_takes_something(link: Link) -> None:
+    """The output never drains, for longer than OUTPUT_SECONDS: only a peer that takes nothing is gone."""
+    link.sink.queue.established()
+    link.writer.write(b"".join(Wire().capsule(wire.sqe(0, cid)) for cid in range(40)))
+    await asyncio.sleep(0.1)
+    now = asyncio.get_running_loop().time()
+    for _ in range(6):
+        await link.reader.readexactly(MDTS_BYTES)
+        await asyncio.sleep(0.02)
+        now += 0.6 * OUTPUT_SECONDS
+        link.stream.tick(now)
+        assert link.sink.queue.stalled == ""
+    await asyncio.sleep(0.1)
+    link.stream.tick(now + 0.1)
+    link.stream.tick(now + 0.2 + OUTPUT_SECONDS)
+    assert "took no output" in link.sink.queue.stalled
+
+
 async def test_a_slow_reader_gets_every_byte_unchanged_and_holds_a_bounded_number_of_leases(link: Link) -> None:
     count = 40
     link.writer.write(b"".join(Wire().capsule(wire.sqe(0, cid)) for cid in range(count)))
@@ -78,6 +97,53 @@ async def test_a_slow_reader_gets_every_byte_unchanged_and_holds_a_bounded_numbe
         assert Wire().data_of(data) == bytes([cid]) * MDTS_BYTES
         assert wire.response(await link.reader.readexactly(24))[4] == cid
         assert link.sink.pool.leased <= 2 * OUTPUT_BYTES_MAX // MDTS_BYTES + 2
+
+
+class ForgetfulTransport(asyncio.Transport):
+    """Takes nothing, and does not pause the protocol after ``writelines``: asyncio before 3.12.9 and 3.13.2."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__()
+        self.stream = stream
+        self.buffered: list[bytes | memoryview] = []
+
+    def writelines(self, list_of_data: Iterable[Any]) -> None:
+        self.buffered += list_of_data
+
+    def write(self, data: Any) -> None:
+        self.buffered.append(data)
+        self.set_write_buffer_limits(0, 0)
+
+    def get_write_buffer_size(self) -> int:
+        return sum(map(len, self.buffered))
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        if self.buffered:
+            self.stream.pause_writing()
+
+
+async def test_leases_are_not_reused_before_they_are_sent_whatever_the_transport_forgets() -> None:
+    sink = FillSink()
+    stream = Stream(sink.queue, lambda error: None)
+    transport = ForgetfulTransport(stream)
+    stream.connection_made(transport)
+    for part in (wire.icreq(), b"".join(Wire().capsule(wire.sqe(0, cid)) for cid in range(3))):
+        stream.get_buffer(0)[: len(part)] = part
+        stream.buffer_updated(len(part))
+        if len(part) == 128:
+            transport.buffered.clear()
+            stream.resume_writing()
+    sent = b"".join(transport.buffered)
+    assert len(transport.buffered) > 1
+    sink.queue.complete(99)
+    stream.pump()
+    assert b"".join(transport.buffered)[: len(sent)] == sent
+    for cid in range(3):
+        start = cid * (24 + MDTS_BYTES + 24)
+        assert Wire().data_of(sent[start : start + 24 + MDTS_BYTES]) == bytes([cid]) * MDTS_BYTES
+    transport.buffered.clear()
+    stream.connection_lost(None)
+    assert sink.pool.leased == 0
 
 
 async def test_output_from_outside_received_is_sent(link: Link) -> None:
