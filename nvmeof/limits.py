@@ -11,8 +11,8 @@ GIB = 1024 * MIB
 MDTS_BYTES = 1 * MIB
 """Largest transfer of one command. Linux splits at this; 1 MiB is what it would use for a large request anyway."""
 
-IN_CAPSULE_BYTES = 16 * KIB
-"""In-capsule data of an I/O command (IOCCSZ). nvmet's default: a 4-16 KiB write needs no R2T round trip."""
+IN_CAPSULE_BYTES = 128 * KIB
+"""In-capsule data of an I/O command (IOCCSZ). A write that fits needs no R2T, so no round trip before its data."""
 
 ADMIN_IN_CAPSULE_BYTES = 8 * KIB
 """Admin and Fabrics commands may always carry this much (NVMe/TCP Transport 1.0, section 3.3.2)."""
@@ -29,6 +29,9 @@ ALIGNMENT_DWORDS_MAX = 31
 SCRATCH_BYTES = 512 * KIB
 """Where PDUs arrive. 128 KiB writes at depth 16: 38,000 a second with 256 KiB, 54,000 with 512 KiB or more, because
 more payloads lie in it whole and go to the volume without landing elsewhere first."""
+
+HANDSHAKE_SCRATCH_BYTES = 16 * KIB
+"""The part of it that is used before Connect, so that who only knocks makes no more resident. A Connect is 1,100."""
 
 SLAB_BYTES = MDTS_BYTES + 64 * KIB
 """One lease: a whole MDTS plus the headers around it."""
@@ -50,6 +53,11 @@ PDU_SECONDS = 60.0
 
 OUTPUT_SECONDS = 60.0
 """A peer that takes nothing of our output for this long is gone."""
+
+TCP_KEEPALIVE_IDLE_SECONDS = 30
+TCP_KEEPALIVE_INTERVAL_SECONDS = 10
+TCP_KEEPALIVE_PROBES = 3
+"""A peer whose machine is gone is noticed within a minute even where NVMe keep-alive is off (Linux's default: 2 h)."""
 
 TERMINATE_SECONDS = 10.0
 """From sending a TermReq until the connection is dropped if the peer does not close it (the specification: 30 s)."""
@@ -134,11 +142,8 @@ AWAKE_SECONDS = 50e-6
 
 # --- initiator --------------------------------------------------------------------------------------------------------
 
-HOST_IN_CAPSULE_BYTES_MAX = 64 * KIB
-"""In-capsule data we send even where IOCCSZ allows more: it is copied into a slab, beyond this an R2T is cheaper."""
-
 HOST_COPY_BYTES_MAX = 16 * KIB
-"""H2CData payloads up to this are copied behind their header; larger ones are sent from the caller's buffer."""
+"""Payloads up to this are copied behind their header; larger ones are sent from the caller's buffer."""
 
 BULK_BYTES_MIN = 64 * KIB
 """A read of at least this, in flight, makes the socket be read in small windows so that payloads land in place: 1 MiB

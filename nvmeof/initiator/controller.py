@@ -18,7 +18,6 @@ from nvmeof.initiator.url import Url
 from nvmeof.limits import (
     HOST_ADMIN_QUEUE_DEPTH,
     HOST_ASYNC_EVENTS_MAX,
-    HOST_IN_CAPSULE_BYTES_MAX,
     HOST_TRANSFER_BYTES_MAX,
     SHUTDOWN_SECONDS,
 )
@@ -234,7 +233,7 @@ class Controller(Admin):
                 connection.queue, options, self.subnqn, qid=qid, depth=depth, cntlid=self.cntlid,
                 disconnectable=self._disconnectable,
             )  # fmt: skip
-            connection.queue.in_capsule_bytes = min(in_capsule, HOST_IN_CAPSULE_BYTES_MAX)
+            connection.queue.in_capsule_bytes = in_capsule
             self.io.queues.append(connection.queue)
 
     @property

@@ -160,9 +160,9 @@ class HostQueue(QueuePair):
         length = request.out_length or request.in_length
         if data_out is not None and length <= self.in_capsule_bytes:
             request.asked = length
-            offset = self._room(self._capsule_pdo + length + DIGEST_SIZE)
-            size = self._put_in_capsule_data(offset, data_out)
             flags, pdo, sgl_id = self._data_flags, self._capsule_pdo, SGL_DATA_BLOCK_OFFSET
+            size = pdo + length + (DIGEST_SIZE if self.data_digest else 0)
+            offset = self._room(pdo + min(length, HOST_COPY_BYTES_MAX) + DIGEST_SIZE)
         else:
             offset = self._used
             if offset + size > self._slab_size:
@@ -176,7 +176,11 @@ class HostQueue(QueuePair):
         if self.header_digest:
             self._put_header_digest(offset, CAPSULE_CMD_HLEN)
         requests[cid] = request
-        self._used = offset + size
+        if pdo:
+            assert data_out is not None
+            self._put_payload(offset + self._capsule_size, offset + pdo, data_out)
+        else:
+            self._used = offset + size
         self.output_bytes += size
         if not self._receiving:
             self.notify()
@@ -230,17 +234,21 @@ class HostQueue(QueuePair):
 
     # --- output -------------------------------------------------------------------------------------------------------
 
-    def _put_in_capsule_data(self, offset: int, data: memoryview) -> int:
-        """Padding, data and digest of a capsule at ``offset``. Returns the size of the PDU."""
-        slab, start = self._slab, offset + self._capsule_pdo
-        if self._capsule_pdo > self._capsule_size:
-            slab[offset + self._capsule_size : start] = bytes(self._capsule_pdo - self._capsule_size)
-        end = start + len(data)
-        slab[start:end] = data
+    def _put_payload(self, padding: int, position: int, view: memoryview) -> None:
+        """Padding up to ``position`` in the slab, data and its digest. Large data is sent from where it lies."""
+        slab, length = self._slab, len(view)
+        if padding < position:
+            slab[padding:position] = bytes(position - padding)
+        if length <= HOST_COPY_BYTES_MAX:
+            self._used = position + length
+            slab[position : self._used] = view
+        else:
+            self._used = position
+            self._close_segment()
+            self._output.append(view)
         if self.data_digest:
-            PUT_DIGEST(slab, end, crc32c(slab[start:end]))
-            end += DIGEST_SIZE
-        return end - offset
+            PUT_DIGEST(slab, self._used, crc32c(view))
+            self._used += DIGEST_SIZE
 
     def _put_data(self, request: Request, ttag: int, length: int, flags: int) -> None:
         """One H2CData PDU with the next ``length`` bytes; a large payload is sent from where it lies."""
@@ -249,40 +257,17 @@ class HostQueue(QueuePair):
         pdo, position = self._data_pdo, request.asked
         view = data_out[position : position + length]
         request.asked = position + length
-        digest_size = DIGEST_SIZE if self.data_digest else 0
-        copied = length if length <= HOST_COPY_BYTES_MAX else 0
-        offset = self._room(pdo + copied + digest_size)
-        slab = self._slab
+        size = pdo + length + (DIGEST_SIZE if self.data_digest else 0)
+        offset = self._room(pdo + min(length, HOST_COPY_BYTES_MAX) + DIGEST_SIZE)
         PACK_DATA_INTO(
-            slab,
-            offset,
-            H2C_DATA,
-            flags,
-            DATA_HLEN,
-            pdo,
-            pdo + length + digest_size,
-            request.cid,
-            ttag,
-            position,
-            length,
-        )
+            self._slab, offset, H2C_DATA, flags, DATA_HLEN, pdo, size, request.cid, ttag, position, length
+        )  # fmt: skip
         header = DATA_HLEN
         if self.header_digest:
             self._put_header_digest(offset, DATA_HLEN)
             header += DIGEST_SIZE
-        if header < pdo:
-            slab[offset + header : offset + pdo] = bytes(pdo - header)
-        self._used = end = offset + pdo
-        if copied:
-            slab[end : end + length] = view
-            self._used = end = end + length
-        else:
-            self._close_segment()
-            self._output.append(view)
-        if digest_size:
-            PUT_DIGEST(slab, end, crc32c(view))
-            self._used = end + digest_size
-        self.output_bytes += pdo + length + digest_size
+        self._put_payload(offset + header, offset + pdo, view)
+        self.output_bytes += size
 
     # --- input --------------------------------------------------------------------------------------------------------
 

@@ -95,7 +95,6 @@ class QueuePair(ABC):
         self._handlers: dict[int, Handler] = {}
         self._landing: memoryview | None = None
         self._landed: memoryview | None = None
-        self._digest_due = False
         self._slab = memoryview(b"")
         self._slab_size = 0
         self._used = 0
@@ -137,7 +136,8 @@ class QueuePair(ABC):
         try:
             self._parse()
         except RemoteProtocolError as error:
-            self._terminate(error)
+            if self.state is not State.CLOSED:
+                self._terminate(error)
         finally:
             self._receiving = False
 
@@ -198,6 +198,14 @@ class QueuePair(ABC):
         """The owner is satisfied (Connect succeeded): the handshake's time limit no longer applies."""
         self._state_deadline = 0.0
 
+    def suspend_handshake(self) -> None:
+        """It is the owner, not the peer, who takes time."""
+        self._state_deadline = 0.0
+
+    def resume_handshake(self, now: float) -> None:
+        """The peer must connect within the time limit, from now."""
+        self._state_deadline = now + HANDSHAKE_SECONDS
+
     # --- framing ----------------------------------------------------------------------------------------------------
 
     def _parse(self) -> None:
@@ -216,7 +224,11 @@ class QueuePair(ABC):
                 if self.state is State.CLOSED:
                     break
                 raise self._unexpected(pdu_type, start, end)
-            consumed = handler(start, end - start, flags, hlen, pdo, plen)
+            try:
+                consumed = handler(start, end - start, flags, hlen, pdo, plen)
+            except RemoteProtocolError as error:
+                error.header = error.header or self._header_bytes(start, end - start)
+                raise
             if not consumed:
                 break
             start += consumed
@@ -359,6 +371,13 @@ class QueuePair(ABC):
         """The owner works on ``nbytes`` for this connection (negative: no longer)."""
         self.held_bytes += nbytes
         self.output_bytes += nbytes
+        if nbytes < 0 and self.blocked:
+            self.notify()
+
+    def close(self) -> None:
+        """No more input is handled. What was queued may still be sent."""
+        self._set_state(State.CLOSED)
+        self._abandon()
 
     # --- errors and states --------------------------------------------------------------------------------------------
 

@@ -10,10 +10,12 @@ from nvmeof.errors import RemoteProtocolError
 from nvmeof.limits import (
     ADMIN_IN_CAPSULE_BYTES,
     ALIGNMENT_DWORDS_MAX,
+    HANDSHAKE_SCRATCH_BYTES,
     IN_CAPSULE_BYTES,
     MAXH2CDATA_BYTES,
     PDU_SECONDS,
     R2T_BYTES_MAX,
+    SCRATCH_BYTES,
 )
 from nvmeof.protocol.digest import PUT_DIGEST, READ_DIGEST, crc32c
 from nvmeof.protocol.queue_pair import DDGST, HDGST, Handler, Leases, QueuePair
@@ -45,6 +47,8 @@ CAPSULE_RESP = int(PduType.CAPSULE_RESP)
 C2H_DATA = int(PduType.C2H_DATA)
 R2T = int(PduType.R2T)
 OK = int(Status.SUCCESS)
+CAPSULE_OVERHEAD_MAX = CAPSULE_CMD_HLEN + DIGEST_SIZE + 4 * ALIGNMENT_DWORDS_MAX + DIGEST_SIZE
+"""Of a capsule beside its data: header, header digest, padding, data digest."""
 
 Sqe = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int]
 """opcode, flags, cid, nsid, sgl_address, sgl_length, sgl_id, cdw10 to cdw15."""
@@ -86,6 +90,7 @@ class TargetQueue(QueuePair):
 
     def __init__(self, sink: CommandSink, leases: Leases, now: float, *, cpda: int = 0) -> None:
         super().__init__(leases, now)
+        self._scratch = self._scratch_lease[:HANDSHAKE_SCRATCH_BYTES]
         self.sink = sink
         self.qid = 0
         self.entries = 0
@@ -98,18 +103,24 @@ class TargetQueue(QueuePair):
         self._current_length = 0
         self._cpda = cpda
         self._sqhd = 0
-        self._capsule_max = CAPSULE_CMD_HLEN + DIGEST_SIZE + 4 * ALIGNMENT_DWORDS_MAX + IN_CAPSULE_BYTES + DIGEST_SIZE
+        self._in_capsule_max = ADMIN_IN_CAPSULE_BYTES
+        self._capsule_max = CAPSULE_OVERHEAD_MAX + self._in_capsule_max
         self._bare_capsule = CAPSULE_CMD_HLEN
         self._response_size = CAPSULE_RESP_HLEN
         self._response_flags = 0
         self._data_flags = LAST
         self._data_pdo = DATA_HLEN
+        self._plain = True
+        """C2HData has neither digests nor padding."""
 
     # --- what the sink calls ----------------------------------------------------------------------------------------
 
     def set_queue(self, qid: int, entries: int, *, flow_control: bool) -> None:
         """After Connect. ``entries`` is the queue size (SQSIZE + 1)."""
         self.qid = qid
+        self._scratch = self._scratch_lease[:SCRATCH_BYTES]
+        self._in_capsule_max = IN_CAPSULE_BYTES if qid else ADMIN_IN_CAPSULE_BYTES
+        self._capsule_max = CAPSULE_OVERHEAD_MAX + self._in_capsule_max
         self.entries = entries
         self.flow_control = flow_control
         self._sqhd = 0 if flow_control else SQHD_FLOW_CONTROL_DISABLED
@@ -120,7 +131,12 @@ class TargetQueue(QueuePair):
             self._sqhd = 0
 
     def complete(self, cid: int, status: int = OK, dw0: int = 0, dw1: int = 0) -> None:
-        """Queue a completion. ``status`` is the 15-bit status value, DNR and MORE included."""
+        """Queue a completion. ``status`` is the 15-bit status value, DNR and MORE included.
+
+        Nothing happens once the connection is terminating or closed.
+        """
+        if self.state is not State.READY:
+            return
         size = self._response_size
         offset = self._used
         if offset + size > self._slab_size:
@@ -153,7 +169,7 @@ class TargetQueue(QueuePair):
         if not fill(offset, slab[start + pdo : start + size]):
             return False
         success = not (self.flow_control or dw0)
-        if self.data_digest or self.header_digest:
+        if not self._plain:
             size = self._put_data(slab, start, cid, length, success=success)
         else:
             flags = LAST | SUCCESS if success else LAST
@@ -250,17 +266,13 @@ class TargetQueue(QueuePair):
             fatal_error_status=FatalErrorStatus.PDU_SEQUENCE_ERROR,
         )
 
-    def close(self) -> None:
-        """No more input is handled; what was queued is still sent, then the transport closes."""
-        self._set_state(State.CLOSED)
-        self._abandon()
-
     # --- output -----------------------------------------------------------------------------------------------------
 
     def _put_data(self, slab: memoryview, offset: int, cid: int, length: int, *, success: bool) -> int:
-        """Header and digest around the payload at ``offset`` + PDO. Returns the size of the PDU."""
+        """Header, padding and digests around the payload at ``offset`` + PDO. Returns the size of the PDU."""
         pdo = self._data_pdo
         size = pdo + length
+        slab[offset + DATA_HLEN : offset + pdo] = bytes(pdo - DATA_HLEN)
         if self.data_digest:
             PUT_DIGEST(slab, offset + size, crc32c(slab[offset + pdo : offset + size]))
             size += DIGEST_SIZE
@@ -271,6 +283,8 @@ class TargetQueue(QueuePair):
         return size
 
     def _ask(self, transfer: Transfer) -> None:
+        if self.state is not State.READY:
+            return
         self._asked_bytes += transfer.length
         transfer.started = True
         transfer.deadline = self._now + PDU_SECONDS
@@ -325,6 +339,7 @@ class TargetQueue(QueuePair):
         self._data_flags = LAST | self._response_flags | (DDGST if self.data_digest else 0)
         alignment = 4 * (request.alignment + 1)
         self._data_pdo = -(-(DATA_HLEN + header) // alignment) * alignment
+        self._plain = not digest and self._data_pdo == DATA_HLEN
 
     def _on_capsule(self, start: int, available: int, flags: int, hlen: int, pdo: int, plen: int) -> int:
         if hlen != CAPSULE_CMD_HLEN:
@@ -350,7 +365,7 @@ class TargetQueue(QueuePair):
     def _capsule_data(self, start: int, flags: int, hlen: int, pdo: int, plen: int) -> tuple[memoryview, bool]:
         self._check_pdo(start, hlen, pdo)
         end = plen - (DIGEST_SIZE if self.data_digest else 0)
-        if end <= pdo or end - pdo > max(IN_CAPSULE_BYTES, ADMIN_IN_CAPSULE_BYTES):
+        if end <= pdo or end - pdo > self._in_capsule_max:
             raise self._field_error(f"PLEN {plen} and PDO {pdo} leave no acceptable in-capsule data", 4, start, hlen)
         if bool(flags & DDGST) != self.data_digest:
             raise self._field_error("DDGSTF does not match what was negotiated", 1, start, hlen)

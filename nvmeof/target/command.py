@@ -59,7 +59,7 @@ def status_of(error: BaseException) -> int:
         case ReadFault():
             return Status.UNRECOVERED_READ_ERROR
         case WriteFault():
-            return Status.WRITE_FAULT
+            return Status.WRITE_FAULT | DNR
         case CapacityError():
             return Status.CAPACITY_EXCEEDED
         case MemoryError():

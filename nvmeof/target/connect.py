@@ -69,7 +69,7 @@ class ConnectRequest:
         entries_max = QUEUE_ENTRIES_MAX if dwords.qid else ADMIN_QUEUE_ENTRIES_MAX
         if not 1 <= dwords.sqsize < entries_max:
             raise _invalid(ConnectField.SQSIZE)
-        if dwords.kato > KEEP_ALIVE_MS_MAX:
+        if not dwords.qid and dwords.kato > KEEP_ALIVE_MS_MAX:
             raise _invalid(ConnectField.KATO)
         fields = CONNECT_DATA.decode(data)
         subsystem = _find_subsystem(connection, fields.subnqn)

@@ -50,6 +50,8 @@ class Connection:
         if len(self.target.connections) >= CONNECTIONS_MAX:
             log.warning("%s: refused, the target has %d connections", self.peer, CONNECTIONS_MAX)
             self.abort()
+        elif self.target.draining:
+            self.abort()
         self.target.connections.add(self)
 
     def abort(self) -> None:
@@ -92,10 +94,12 @@ class Connection:
             self._refuse(command.cid, error)
 
     async def _connect_fenced(self, request: ConnectRequest) -> None:
+        self.queue.suspend_handshake()
         await request.subsystem.wait_fenced(request.hostid)
         self._connect = None
         if self.stream.closed:
             return
+        self.queue.resume_handshake(asyncio.get_running_loop().time())
         try:
             connect(self, request)
         except Exception as error:

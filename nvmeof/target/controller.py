@@ -70,6 +70,7 @@ class Controller:
         self._failed = False
         self._shutdown = ShutdownStatus.NORMAL_OPERATION
         self._shutdown_task: asyncio.Task[None] | None = None
+        self._reset_task: asyncio.Task[None] | None = None
 
     @property
     def is_discovery(self) -> bool:
@@ -98,6 +99,8 @@ class Controller:
         if (offset, size) != (Property.CC, 4):
             raise CommandError(Status.INVALID_FIELD | DNR, location=44)
         old, new = CC.decode(self._cc), CC.decode(value)
+        if new.en and self._reset_task is not None:
+            raise CommandError(Status.COMMAND_SEQUENCE_ERROR)
         self._cc = value & CC.mask
         if new.en and not old.en:
             self._enable()
@@ -111,7 +114,11 @@ class Controller:
         return CAP.encode(Capabilities(mqes=QUEUE_ENTRIES_MAX - 1, cqr=1, to=CC_ENABLE_TIMEOUT_UNITS, css=css, crwms=1))
 
     def _status(self) -> int:
-        return CSTS.encode(ControllerStatus(rdy=int(self.ready), cfs=int(self._failed), shst=self._shutdown))
+        return CSTS.encode(
+            ControllerStatus(
+                rdy=int(self.ready or self._reset_task is not None), cfs=int(self._failed), shst=self._shutdown
+            )
+        )
 
     def _enable(self) -> None:
         cc = CC.decode(self._cc)
@@ -124,15 +131,29 @@ class Controller:
         self._shutdown = ShutdownStatus.NORMAL_OPERATION
 
     def _reset(self) -> None:
-        """CC.EN from 1 to 0, Base 2.0 section 3.7.2: I/O queues are deleted, requests aborted, features reset."""
+        """CC.EN from 1 to 0, Base 2.0 section 3.7.2: I/O queues are deleted, requests aborted, features reset.
+
+        CSTS.RDY stays 1 while commands of those queues are at a volume: once it is 0 the host may write elsewhere.
+        """
+        queues = list(self.queues.values())
         self._close_queues()
         if self.admin is not None:
             self.admin.reset()
+        if self._shutdown_task is not None:
+            self._shutdown_task.cancel()
         self.features.reset()
         self.write_cache = True
         self.changed_namespaces.clear()
         self.ready = self._failed = False
         self._shutdown = ShutdownStatus.NORMAL_OPERATION
+        busy = [queue for queue in queues if queue.busy]
+        if busy:
+            self._reset_task = asyncio.get_running_loop().create_task(self._end_reset(busy))
+
+    async def _end_reset(self, queues: list[IoQueue]) -> None:
+        for queue in queues:
+            await queue.ended()
+        self._reset_task = None
 
     def _begin_shutdown(self, *, abrupt: bool) -> None:
         """CC.SHN: what was written goes to media, then CSTS.SHST says complete; an abrupt one says so at once."""
@@ -143,6 +164,8 @@ class Controller:
             self._shutdown_task = asyncio.get_running_loop().create_task(self._shut_down())
 
     async def _shut_down(self) -> None:
+        for queue in list(self.queues.values()):
+            await queue.ended()
         volumes = [namespace.volume for namespace in self.subsystem.namespaces.values()]
         for result in await asyncio.gather(*(volume.flush() for volume in volumes), return_exceptions=True):
             if isinstance(result, BaseException):

@@ -216,9 +216,9 @@ class Features:
     def check_set(self, controller: Controller, command: Command) -> int:
         """Bytes that a Set Features command brings. Raises CommandError for one that is refused whatever it brings."""
         fid = command.cdw10 & 0xFF
+        feature = _find(controller, fid)
         if command.cdw10 & SET_FEATURES_SAVE:
             raise CommandError(Status.FEATURE_NOT_SAVEABLE | DNR, location=CDW10 + 3 | 7 << 8)
-        feature = _find(controller, fid)
         if feature.namespace_specific:
             if command.nsid != NSID_ALL:
                 _check_nsid(controller, command.nsid)

@@ -67,8 +67,9 @@ if TYPE_CHECKING:
 PAGE_SHIFT = 12
 """CAP.MPSMIN is 0: the unit of MDTS and WZSL is 4 KiB."""
 
-WRITE_ZEROES_BLOCKS_SHIFT = 16
-"""NLB has 16 bits, and Write Zeroes takes whatever it says: 2**16 blocks of at most a page each."""
+WRITE_ZEROES_PAGES_SHIFT = 13
+"""WZSL: 2**16 blocks of 512 bytes, all that NLB can name. Linux does not look at the block size: told of more, it cuts
+the number of blocks to 16 bits and takes the rest for zeroed."""
 
 GRANULE_BYTES = 4096
 """Below this a write costs a read of the backing store's block, and no space can be given back."""
@@ -152,7 +153,7 @@ def _io_fields(common: IdentifyController) -> IdentifyController:
 def _csi_controller(controller: Controller, nsid: int, dwords: IdentifyDwords) -> bytes:
     """CNS 06h. Dataset Management has no limits beyond those of the command itself."""
     _check_csi(dwords)
-    return NVM_IDENTIFY_CONTROLLER.encode(NvmIdentifyController(wzsl=WRITE_ZEROES_BLOCKS_SHIFT))
+    return NVM_IDENTIFY_CONTROLLER.encode(NvmIdentifyController(wzsl=WRITE_ZEROES_PAGES_SHIFT))
 
 
 def _namespace_controllers(controller: Controller, nsid: int, dwords: IdentifyDwords) -> bytes:

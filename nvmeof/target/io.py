@@ -146,8 +146,18 @@ class IoQueue:
     def lost(self) -> None:
         """The connection is gone. What is at the volume goes on and is waited for before the host connects again."""
         self.closed = True
-        if self.tasks or self._aborted:
+        if self.busy:
             self.controller.subsystem.linger(self.controller.hostid, self)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a command is at a volume."""
+        return bool(self.tasks or self._aborted)
+
+    async def ended(self) -> None:
+        """Wait until no command is at a volume any more."""
+        while self.busy:
+            await asyncio.wait([*self.tasks.values(), *self._aborted])
 
     def abort(self, cid: int) -> bool:
         """Abort a command if that is still possible: one that waits for data, or a read.
@@ -178,18 +188,28 @@ class IoQueue:
             return Status.SGL_DESCRIPTOR_TYPE_INVALID | DNR
         nbytes = blocks << namespace.block_shift
         offset = slba << namespace.block_shift
-        if self.queue.send_filled(sqe[2], nbytes, namespace.read_now, offset):
+        if sqe[9] & FUA:
+            self._read_off_loop(sqe[2], namespace, offset, nbytes, fua=True)
+        elif self.queue.send_filled(sqe[2], nbytes, namespace.read_now, offset):
             namespace.reads += 1
             namespace.read_bytes += nbytes
         else:
-            self._start(sqe[2], self._read_later(sqe[2], namespace, offset, nbytes), "read", sqe[3], slba)
+            self._read_off_loop(sqe[2], namespace, offset, nbytes, fua=False)
         return 0
 
-    async def _read_later(self, cid: int, namespace: Namespace, offset: int, nbytes: int) -> bool:
+    def _read_off_loop(self, cid: int, namespace: Namespace, offset: int, nbytes: int, *, fua: bool) -> None:
+        """Read in a task. The bytes are held from now on, so that no more are accepted than may be held."""
+        self.queue.hold(nbytes)
+        work = self._read_later(cid, namespace, offset, nbytes, fua)
+        self._start(cid, work, "read", namespace.nsid, offset >> namespace.block_shift)
+
+    async def _read_later(self, cid: int, namespace: Namespace, offset: int, nbytes: int, fua: bool) -> bool:
+        """FUA: what is returned is on media, NVM Command Set 1.0 section 3.2.4."""
         queue = self.queue
         slab, view = queue.lease(nbytes)
-        queue.hold(nbytes)
         try:
+            if fua:
+                await namespace.volume.flush()
             await namespace.volume.read(offset, view)
         except BaseException:
             queue.release(slab)
@@ -237,6 +257,7 @@ class IoQueue:
             if transfer is not None:
                 self.queue.finish(transfer)
             return
+        self.queue.hold(len(view))
         kept = None if done else self.queue.keep(transfer, view) if transfer is not None else memoryview(bytes(view))
         work = self._store_later(namespace, offset, kept, len(view), transfer, sync)
         self._start(cid, work, "write", namespace.nsid, offset >> namespace.block_shift)
@@ -245,7 +266,6 @@ class IoQueue:
         self, namespace: Namespace, offset: int, kept: memoryview | None, nbytes: int, transfer: Transfer | None,
         sync: bool,
     ) -> bool:  # fmt: skip
-        self.queue.hold(nbytes)
         try:
             if kept is not None:
                 await namespace.volume.write(offset, kept)
@@ -333,11 +353,14 @@ class IoQueue:
         elif not deallocate or not ranges:
             self.queue.complete(cid)
         else:
-            pieces = [(slba << shift, blocks << shift) for slba, blocks in ranges]
-            self._start(cid, self._deallocate(namespace, pieces), "deallocate", namespace.nsid, ranges[0][0])
+            pieces = [(slba << shift, blocks << shift) for slba, blocks in _merged(ranges)]
+            work = self._deallocate(namespace, pieces, sync=not self.controller.write_cache)
+            self._start(cid, work, "deallocate", namespace.nsid, ranges[0][0])
 
-    async def _deallocate(self, namespace: Namespace, pieces: list[tuple[int, int]]) -> bool:
+    async def _deallocate(self, namespace: Namespace, pieces: list[tuple[int, int]], sync: bool) -> bool:
         await namespace.volume.deallocate(pieces)
+        if sync:
+            await namespace.volume.flush()
         return True
 
     # --- checks and completions ---------------------------------------------------------------------------------------
@@ -378,10 +401,25 @@ class IoQueue:
                 self.queue.complete(cid)
             elif status is not None and not self.closed:
                 self._fail(cid, status, nsid, slba)
-        if self.closed and not self.tasks and not self._aborted:
+        if self.closed and not self.busy:
             await self.controller.subsystem.lingered(self.controller.hostid, self)
 
     def _fail(self, cid: int, status: int, nsid: int, slba: int = 0) -> None:
         self.controller.record_error(self.qid, cid, status, nsid, slba)
         log.debug("queue %d cid %#06x nsid %d lba %d: status %#06x", self.qid, cid, nsid, slba, status)
         self.queue.complete(cid, status)
+
+
+def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same blocks in ascending ranges (first block, blocks) that neither overlap nor touch.
+
+    A command may name the whole namespace 256 times; that is the work of once.
+    """
+    merged: list[tuple[int, int]] = []
+    for first, blocks in sorted(ranges):
+        if merged and first <= sum(merged[-1]):
+            start, length = merged[-1]
+            merged[-1] = (start, max(length, first + blocks - start))
+        else:
+            merged.append((first, blocks))
+    return merged

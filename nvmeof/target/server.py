@@ -11,6 +11,7 @@ from typing import Any
 from nvmeof.engine.volume import Volume
 from nvmeof.errors import TransportError, UsageError, VolumeError
 from nvmeof.limits import DRAIN_SECONDS
+from nvmeof.protocol.states import State
 from nvmeof.spec.fabrics import DISCOVERY_NQN, AddressFamily
 from nvmeof.target.command import log
 from nvmeof.target.connection import Connection
@@ -88,13 +89,14 @@ class Target:
         return None if listener.discovery_only else self.subsystems.get(nqn)
 
     def fence(self, hostid: bytes) -> None:
-        """End the host's connections that it has closed already, before it is answered on a new one.
+        """End the host's connections that it or we have given up already, before it is answered on a new one.
 
         Commands that still lie unread in such a socket would otherwise be executed after the host went on elsewhere.
         """
         for connection in list(self.connections):
             owner = connection.owner
-            if owner is None or owner.controller.hostid != hostid or not connection.stream.peer_closed():
+            alive = connection.queue.state is State.READY and not connection.stream.peer_closed()
+            if owner is None or owner.controller.hostid != hostid or alive:
                 continue
             if isinstance(owner, IoQueue):
                 owner.controller.queue_lost(owner)
@@ -149,14 +151,14 @@ class Target:
     async def close(self) -> None:
         """Drop every connection, wait for what is at the volumes, close the volumes. Raises WriteFault."""
         self.draining = True
-        self._ticker.cancel()
         for listener in self.listeners:
             if listener.server is not None:
                 listener.server.close()
-        for connection in list(self.connections):
-            connection.abort()
         while self.connections or self._lingering():
+            for connection in list(self.connections):
+                connection.abort()
             await asyncio.sleep(0.001)
+        self._ticker.cancel()
         results = await asyncio.gather(*(volume.close() for volume in self._volumes()), return_exceptions=True)
         self.subsystems.clear()
         for result in results:
@@ -172,7 +174,7 @@ class Target:
         """Whether any I/O command is in progress."""
         controllers = [each for subsystem in self.subsystems.values() for each in subsystem.controllers.values()]
         queues = [queue for controller in controllers for queue in controller.queues.values()]
-        return any(queue.tasks or queue.queue.transfers for queue in queues)
+        return any(queue.busy or queue.queue.transfers for queue in queues)
 
     def _lingering(self) -> bool:
         return any(subsystem.lingering for subsystem in self.subsystems.values())
@@ -184,7 +186,7 @@ class Target:
         for connection in list(self.connections):
             connection.stream.tick(now)
         for subsystem in (self.discovery, *self.subsystems.values()):
-            subsystem.count_busy(TICK_SECONDS)
+            subsystem.tick(TICK_SECONDS)
             for controller in list(subsystem.controllers.values()):
                 controller.tick(now)
 

@@ -34,6 +34,8 @@ class Namespace:
         self.read_bytes = 0
         self.writes = 0
         self.written_bytes = 0
+        self.read_only = volume.health.read_only
+        """As of the last look, once a second; a change is an event."""
 
     @property
     def nguid(self) -> bytes:
@@ -108,8 +110,17 @@ class Subsystem:
             return None
         return next(cntlid for cntlid in self._cntlids if cntlid not in self.controllers)
 
-    def count_busy(self, elapsed: float) -> None:
-        """Called about once a second: the last ``elapsed`` seconds were busy if anything was read or written."""
+    def tick(self, elapsed: float) -> None:
+        """Called about once a second: count busy time, and tell hosts of a volume that has become read-only."""
+        self._count_busy(elapsed)
+        for namespace in self.namespaces.values():
+            read_only = namespace.volume.health.read_only
+            if read_only != namespace.read_only:
+                namespace.read_only = read_only
+                self._namespace_changed(namespace.nsid)
+
+    def _count_busy(self, elapsed: float) -> None:
+        """The last ``elapsed`` seconds were busy if anything was read or written."""
         operations = sum(namespace.reads + namespace.writes for namespace in self.namespaces.values())
         if operations != self._operations_seen:
             self.busy_seconds += elapsed
@@ -124,10 +135,10 @@ class Subsystem:
     async def lingered(self, hostid: bytes, queue: IoQueue) -> None:
         """The queue's last command is through."""
         async with self._fence:
-            queues = self._lingering[hostid]
+            queues = self._lingering.get(hostid, set())
             queues.discard(queue)
             if not queues:
-                del self._lingering[hostid]
+                self._lingering.pop(hostid, None)
             self._fence.notify_all()
 
     @property

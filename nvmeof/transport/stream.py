@@ -13,7 +13,13 @@ from time import perf_counter
 from typing import Any, cast
 
 from nvmeof.errors import UsageError
-from nvmeof.limits import AWAKE_SECONDS, OUTPUT_BYTES_MAX
+from nvmeof.limits import (
+    AWAKE_SECONDS,
+    OUTPUT_BYTES_MAX,
+    TCP_KEEPALIVE_IDLE_SECONDS,
+    TCP_KEEPALIVE_INTERVAL_SECONDS,
+    TCP_KEEPALIVE_PROBES,
+)
 from nvmeof.protocol.queue_pair import QueuePair
 from nvmeof.protocol.states import State
 
@@ -61,6 +67,7 @@ class Stream(asyncio.BufferedProtocol):
         self._draining = False
         self._reading = True
         self._pump_scheduled = False
+        self._aborted = False
         self._awake = awake
         self._acknowledged_before = b""
         queue.notify = self.schedule
@@ -111,7 +118,7 @@ class Stream(asyncio.BufferedProtocol):
     def pump(self) -> None:
         """Send what is queued; go on with commands that waited for output to drain; close when the queue is done."""
         queue, transport = self.queue, self._transport
-        if transport is None or self.closed:
+        if transport is None or self.closed or self._aborted:
             return
         while True:
             output = queue.take_output()
@@ -145,7 +152,9 @@ class Stream(asyncio.BufferedProtocol):
             self.abort()
 
     def abort(self) -> None:
-        """Drop the connection at once; ``on_lost`` follows."""
+        """Drop the connection at once: nothing more is handled or sent; ``on_lost`` follows."""
+        self._aborted = True
+        self.queue.close()
         if self._transport is not None:
             self._transport.abort()
 
@@ -198,6 +207,9 @@ def tune(sock: socket.socket, congestion: str | None = None) -> None:
     """
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, TCP_KEEPALIVE_IDLE_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, TCP_KEEPALIVE_INTERVAL_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, TCP_KEEPALIVE_PROBES)
     if congestion:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())

@@ -239,7 +239,7 @@ async def test_no_io_queues() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ioccsz", "icdoff", "largest"), [(4, 0, 0), (0, 0, 0), (4 + 256, 0, 4096), (4 + 256, 1, 0), (1 << 31, 0, 65536)]
+    ("ioccsz", "icdoff", "largest"), [(4, 0, 0), (0, 0, 0), (4 + 256, 0, 4096), (4 + 256, 1, 0), (1 << 31, 0, 66048)]
 )
 async def test_in_capsule_data(ioccsz: int, icdoff: int, largest: int) -> None:
     async with FakeTarget(identity=default_identity()._replace(ioccsz=ioccsz, icdoff=icdoff)) as target:

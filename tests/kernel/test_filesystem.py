@@ -18,7 +18,7 @@ def test_files_survive_a_reconnect(serve: Callable[..., Target], host: KernelHos
     host.connect(target, "--hdr-digest --data-digest")
     disk = host.disk(target)
     host.guest.ok(f"mkfs.ext4 -q {disk} && mount {disk} /mnt")
-    host.guest.ok("cp -r /bin /lib /mnt/ && head -c 8388608 /dev/urandom >/mnt/random && mkdir /mnt/doomed")
+    host.guest.ok("cp -r /bin /lib/modules /mnt/ && head -c 16777216 /dev/urandom >/mnt/random && mkdir /mnt/doomed")
     host.guest.ok("cp /bin/fio /bin/nvme /mnt/doomed && sync && rm -r /mnt/doomed && fstrim /mnt")
     host.guest.ok("cd /mnt && find . -type f -print0 | xargs -0 sha256sum >/run/sums && sync")
     host.guest.ok("umount /mnt")

@@ -128,10 +128,14 @@ def test_response_capsule_with_header_digest() -> None:
 @pytest.mark.parametrize("hpda", [0, 1, 7, 31])
 def test_read_data_is_aligned_as_the_host_asked(digest: int, hpda: int) -> None:
     bench = Bench(digest=digest, hpda=hpda)
+    dirty = bench.pool.lease()
+    dirty[:] = b"\xee" * len(dirty)
+    bench.pool.release(dirty)
     bench.sink.memory[:4096] = bytes(range(256)) * 16
     data, answer = bench.pdus(bench.wire.capsule(wire.sqe(READ, 3, sgl=(0, 4096, 0x5A), cdw12=4096)))
     assert bench.wire.data_of(data) == bytes(range(256)) * 16
     assert data[3] % (4 * (hpda + 1)) == 0
+    assert not any(data[24 + 4 * (digest & 1) : data[3]]), "padding shows what the slab held before"
     assert data[3] < 24 + 4 + 4 * (hpda + 1)
     assert data[1] & (wire.LAST | wire.SUCCESS) == wire.LAST
     assert wire.response(answer)[4:] == (3, 0)
@@ -233,7 +237,7 @@ def test_any_segmentation_gives_the_same_answers(digest: int, step: int) -> None
     assert bench.pool.leased == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(digest=st.integers(0, 3), cuts=st.lists(st.integers(1, 70000), min_size=1, max_size=40))
 def test_random_segmentation_gives_the_same_answers(digest: int, cuts: list[int]) -> None:
     whole = Bench(digest=digest)

@@ -255,9 +255,9 @@ async def test_dataset_management_hints_and_refusals(served: Served) -> None:
     ("operation", "error", "status"),
     [
         ("read", ReadFault, 0x281),
-        ("write", WriteFault, 0x280),
+        ("write", WriteFault, 0x4280),
         ("write", CapacityError, 0x81),
-        ("flush", WriteFault, 0x280),
+        ("flush", WriteFault, 0x4280),
     ],
 )
 async def test_faults_become_statuses(
