@@ -43,6 +43,17 @@ def test_a_cleared_range_reads_as_zeroes(serve: Serve, host: KernelHost, command
     host.guest.ok(f"dd if={disk} bs=64k iflag=direct count=64 | cmp - /run/expected")
 
 
+def test_zeroing_more_than_one_command_can_name(serve: Serve, host: KernelHost) -> None:
+    """Linux 6.x cuts NLB to 16 bits when WZSL promises more than 65,536 blocks of 512 bytes."""
+    target = serve(block_size=512)
+    host.connect(target)
+    disk = host.disk(target)
+    for mebibyte in (0, 31, 33, 60, 99):
+        host.guest.ok(f"echo mark | dd of={disk} bs=1M seek={mebibyte} conv=sync oflag=direct")
+    host.guest.ok(f"blkdiscard -z -o 0 -l {100 << 20} {disk}")
+    host.guest.ok(f"dd if={disk} bs=1M iflag=direct count=100 | cmp -n {100 << 20} - /dev/zero", timeout=120)
+
+
 def test_writes_through_the_cache_and_flush(serve: Serve, host: KernelHost) -> None:
     target = serve()
     host.connect(target)
