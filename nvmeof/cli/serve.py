@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+from nvmeof.cli.descriptors import ExhaustionHandler, raise_limit
 from nvmeof.errors import UsageError
 from nvmeof.limits import DRAIN_SECONDS
 from nvmeof.spec.fabrics import PORT_DISCOVERY, UUID_NQN_PREFIX, AddressFamily
@@ -142,6 +143,8 @@ async def serve(config: TargetConfig, *, as_json: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises TransportError, UsageError, WriteFault."""
     from nvmeof.target.server import Target
 
+    raise_limit()
+    asyncio.get_running_loop().set_exception_handler(ExhaustionHandler())
     first, second = asyncio.Event(), asyncio.Event()
     with _signals(first, second):
         async with Target() as target:
