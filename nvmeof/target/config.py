@@ -177,6 +177,8 @@ def load_config(path: Path) -> TargetConfig:
         raise ConfigError(f"{path}: is not TOML: not UTF-8 at byte {error.start}") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: got a number with more digits than any key takes") from error
     return _target(_Table(path, "", content))
 
 

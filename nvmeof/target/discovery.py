@@ -88,7 +88,7 @@ class DiscoverySubsystem(Subsystem):
         for controller in self.controllers.values():
             controller.events.discovery_changed()
 
-    def count_busy(self, elapsed: float) -> None:
+    def tick(self, elapsed: float) -> None:
         """Called about once a second: a host may have been allowed or refused since."""
         self.changed()
 

@@ -228,6 +228,7 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
         (b"a = ", "is not TOML: Invalid value"),
         (b"a = 1\na = 2", "is not TOML: Cannot overwrite a value"),
         (b"a = " + b"[" * 100_000, "is not TOML: "),
+        (b"a = 1" + b"0" * 5000, "got a number with more digits than any key takes"),
         (b"#" * (CONFIG_BYTES_MAX + 1), f"got more than {CONFIG_BYTES_MAX} bytes, wanted a TOML file"),
     ):
         path.write_bytes(content)

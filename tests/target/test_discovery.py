@@ -183,7 +183,7 @@ def test_the_generation_counts_changes_and_tells_of_them() -> None:
     assert generation() == first
     told.clear()
     disk = served.add(DISK)
-    discovery.count_busy(1.0)
+    discovery.tick(1.0)
     assert told == [0x70F002]
     assert generation() == first + 1
     disk.allowed_hosts = {"nqn.2026-11.org.example:friend"}
