@@ -30,7 +30,9 @@ import ipaddress
 import json
 import os
 import re
+import socket
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,13 +55,17 @@ _ADDRESS = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<name>[^\[\]:]*))(?::(?P<port
 
 @dataclass(frozen=True)
 class ListenerConfig:
-    """An address to accept hosts at; port 0 takes a free one."""
+    """An address to accept hosts at; port 0 takes a free one.
+
+    ``where`` is what an error about its congestion control begins with.
+    """
 
     host: str = DEFAULT_HOST
     port: int = PORT_IO
     advertised: tuple[str, int] | None = None
     discovery_only: bool = False
     congestion: str | None = None
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -272,8 +278,28 @@ def _target(top: _Table) -> TargetConfig:
     spaces = [space for each in subsystems for space in each.namespaces]
     _refuse_twice((f"{space.where}.path", os.path.realpath(space.path)) for space in spaces)
     fixed = [(index, each) for index, each in enumerate(listeners) if each.port]
-    _refuse_twice((top.where(f"listener[{index}].address"), f"{each.host}:{each.port}") for index, each in fixed)
-    return TargetConfig(tuple(subsystems), tuple(listeners) or (ListenerConfig(congestion=congestion),))
+    _refuse_twice((top.where(f"listener[{index}].address"), _address(each.host, each.port)) for index, each in fixed)
+    ports = Counter(each.port for _, each in fixed)
+    _refuse_twice(
+        (top.where(f"listener[{index}].address"), _address(_resolved(each.host), each.port))
+        for index, each in fixed
+        if ports[each.port] > 1
+    )
+    default = ListenerConfig(congestion=congestion, where=top.where("congestion"))
+    return TargetConfig(tuple(subsystems), tuple(listeners) or (default,))
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _resolved(host: str) -> str:
+    """The address a listener would be bound to, in its one spelling; ``host`` itself where there is no telling."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        return host
+    return str(found[0][4][0])
 
 
 def _listener(table: _Table, congestion: str | None) -> ListenerConfig:
@@ -287,6 +313,7 @@ def _listener(table: _Table, congestion: str | None) -> ListenerConfig:
         advertised=table.text("advertise", parse_advertised, None),
         discovery_only=table.flag("discovery_only"),
         congestion=table.text("congestion", str, congestion),
+        where=table.where("congestion") if table.has("congestion") else f"{table.file}: congestion",
     )
 
 

@@ -62,10 +62,9 @@ class IoQueue:
         self._namespaces = controller.subsystem.namespaces
         self._transfers = self.queue.transfers
         self._loop = asyncio.get_running_loop()
-        self._others: dict[int, Callable[[Sqe, memoryview | None], int]] = {
+        self._handlers: dict[int, Callable[[Namespace, Sqe, memoryview | None], int]] = {
             IoOpcode.READ: self._read,
             IoOpcode.WRITE: self._write,
-            IoOpcode.FLUSH: self._flush,
             IoOpcode.WRITE_ZEROES: self._write_zeroes,
             IoOpcode.DATASET_MANAGEMENT: self._dataset_management,
         }
@@ -112,7 +111,7 @@ class IoQueue:
         self._command(sqe, data)
 
     def _command(self, sqe: Sqe, data: memoryview | None) -> None:
-        opcode, flags, cid, nsid = sqe[:4]
+        opcode, _, cid, nsid = sqe[:4]
         if self.tasks or self.queue.transfers:
             if len(self.tasks) + len(self.queue.transfers) >= self.entries:
                 raise self.queue.overflow()
@@ -122,21 +121,30 @@ class IoQueue:
         if opcode == IoOpcode.FABRICS:
             fabrics.on_io_queue(self, sqe)
             return
-        handler = self._others.get(opcode)
-        if handler is None:
-            status = Status.INVALID_OPCODE | DNR
-        elif flags & FUSE_MASK or not self.controller.ready:
-            status = Status.INVALID_FIELD | DNR if flags & FUSE_MASK else Status.COMMAND_SEQUENCE_ERROR
-        else:
-            try:
-                status = handler(sqe, data)
-            except Exception as error:
-                status = status_of(error)
+        try:
+            status = self._dispatch(sqe, data)
+        except Exception as error:
+            status = status_of(error)
         if status:
             self._fail(cid, status, nsid, sqe[8] << 32 | sqe[7])
 
+    def _dispatch(self, sqe: Sqe, data: memoryview | None) -> int:
+        """Status with which the command fails now, 0 when it was or will be answered."""
+        opcode, flags, _, nsid = sqe[:4]
+        handler = self._handlers.get(opcode)
+        if handler is None and opcode != IoOpcode.FLUSH:
+            return Status.INVALID_OPCODE | DNR
+        if flags & FUSE_MASK:
+            return Status.INVALID_FIELD | DNR
+        if not self.controller.ready:
+            return Status.COMMAND_SEQUENCE_ERROR
+        if handler is None:
+            return self._flush(sqe)
+        namespace = self._namespaces.get(nsid)
+        return INVALID_NAMESPACE if namespace is None else handler(namespace, sqe, data)
+
     def payload(self, transfer: Transfer, view: memoryview) -> None:
-        """Data that ``_take`` asked for has come."""
+        """Data that was asked for has come."""
         try:
             transfer.context(view, transfer)
         except Exception as error:
@@ -176,10 +184,7 @@ class IoQueue:
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
-    def _read(self, sqe: Sqe, data: memoryview | None) -> int:
-        namespace = self._namespaces.get(sqe[3])
-        if namespace is None:
-            return INVALID_NAMESPACE
+    def _read(self, namespace: Namespace, sqe: Sqe, data: memoryview | None) -> int:
         slba, blocks = sqe[8] << 32 | sqe[7], (sqe[9] & 0xFFFF) + 1
         status = self._check(namespace, sqe, slba, blocks)
         if status:
@@ -224,10 +229,7 @@ class IoQueue:
         queue.send_leased(cid, slab, nbytes)
         return False
 
-    def _write(self, sqe: Sqe, data: memoryview | None) -> int:
-        namespace = self._namespaces.get(sqe[3])
-        if namespace is None:
-            return INVALID_NAMESPACE
+    def _write(self, namespace: Namespace, sqe: Sqe, data: memoryview | None) -> int:
         slba, blocks = sqe[8] << 32 | sqe[7], (sqe[9] & 0xFFFF) + 1
         status = self._check(namespace, sqe, slba, blocks)
         if status:
@@ -279,7 +281,7 @@ class IoQueue:
         namespace.written_bytes += nbytes
         return True
 
-    def _flush(self, sqe: Sqe, data: memoryview | None) -> int:
+    def _flush(self, sqe: Sqe) -> int:
         nsid = sqe[3]
         if nsid == NSID_ALL:
             namespaces = list(self._namespaces.values())
@@ -297,10 +299,7 @@ class IoQueue:
                 raise result
         return True
 
-    def _write_zeroes(self, sqe: Sqe, data: memoryview | None) -> int:
-        namespace = self._namespaces.get(sqe[3])
-        if namespace is None:
-            return INVALID_NAMESPACE
+    def _write_zeroes(self, namespace: Namespace, sqe: Sqe, data: memoryview | None) -> int:
         slba, blocks = sqe[8] << 32 | sqe[7], (sqe[9] & 0xFFFF) + 1
         if sqe[9] & PROTECTION:
             return Status.INVALID_FIELD | DNR
@@ -319,10 +318,7 @@ class IoQueue:
         namespace.writes += 1
         return True
 
-    def _dataset_management(self, sqe: Sqe, data: memoryview | None) -> int:
-        namespace = self._namespaces.get(sqe[3])
-        if namespace is None:
-            return INVALID_NAMESPACE
+    def _dataset_management(self, namespace: Namespace, sqe: Sqe, data: memoryview | None) -> int:
         cid, length = sqe[2], sqe[5]
         nbytes = 16 * ((sqe[7] & 0xFF) + 1)
         status = check_sgl(sqe[1], sqe[6], sqe[4])
