@@ -4,7 +4,6 @@ from __future__ import annotations
 
 KIB = 1024
 MIB = 1024 * KIB
-GIB = 1024 * MIB
 
 # --- protocol -------------------------------------------------------------------------------------------------------
 
@@ -157,6 +156,9 @@ HOST_TRANSFER_BYTES_MAX = 1 * MIB
 
 HOST_BLOCK_SIZE_MAX = 64 * KIB
 """Largest logical block we take: LBADS of a broken controller could be 255. In use are 512 and 4096 bytes."""
+
+HOST_READALL_BYTES = 16 * MIB
+"""Piece of a file that is read whole, beside the result itself: enough commands in flight to keep a link busy."""
 
 HOST_IO_QUEUES_MAX = 128
 """TCP connections for I/O of one controller; what our target grants. One event loop fills a core with far fewer."""

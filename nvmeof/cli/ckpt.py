@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import uvloop
 
 from nvmeof.cli.nvme_session import Parser, Subparsers, add_connection_options, connect_options, number
-from nvmeof.errors import CheckpointError
+from nvmeof.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
     from nvmeof.checkpoint import CheckpointInfo, Damage, Store, Verification
@@ -31,6 +32,10 @@ examples:
   nvmeof ckpt verify /mnt/checkpoints --step latest
   nvmeof ckpt load /mnt/checkpoints restored.safetensors --step 1000
 exit codes: 0 good, 1 corrupt, 2 never committed, 3 input/output error, 10 not found, 64 wrong usage
+"""
+VERIFY_DESCRIPTION = """\
+Read checkpoints back and compare every byte with its hash. What is read is what the target or the file system returns
+now, which may come from its cache: to check the media themselves, verify again after the target was restarted.
 """
 DAMAGE_LINES_MAX = 20
 """Damaged chunks that are printed for people; --json has all of them."""
@@ -58,14 +63,18 @@ def register(subparsers: Subparsers) -> None:
     save = _command(commands, "save", "save files or tensors, and return when they are on media", _save, "saving")
     save.add_argument("source", metavar="SOURCE", help="a directory of files, a .safetensors or an .npz file")
     save.add_argument("--step", type=number, required=True, metavar="N", help="the checkpoint's number; must be new")
-    save.add_argument("--format", action="store_true", help="make a store also of a place that holds something else")
+    save.add_argument(
+        "--format", action="store_true", help="make a store also of a place that holds something else, but no store"
+    )
     save.add_argument("--reclaim", action="store_true", help="use the space of interrupted saves at once")
+    save.add_argument("--verify", action="store_true", help="read everything back after the commit; exit 1 on damage")
 
     _command(commands, "ls", "list checkpoints", _ls)
 
     verify = _command(
         commands, "verify", "read checkpoints back and compare every byte with its hash", _verify, "verifying"
     )
+    verify.description = VERIFY_DESCRIPTION
     verify.add_argument("--step", type=_step, metavar="N|latest", help="one of them (default: all committed ones)")
 
     load = _command(
@@ -150,11 +159,21 @@ async def _save(args: argparse.Namespace, store: Store, progress: Progress | Non
     from nvmeof.checkpoint import open_source
 
     started = time.monotonic()
+    _refuse_store_in_source(args.store, args.source)
     contents = await asyncio.to_thread(open_source, args.source)
-    info = await store.save(args.step, contents, progress=progress)
+    info = await store.save(args.step, contents, verify=args.verify, progress=progress)
     seconds = time.monotonic() - started
     line = f"saved step {info.step}: {_contents(info)} in {seconds:.2f} s ({_rate(info.size, seconds)})"
     return _timed(info, seconds), [line, f"root digest sha256:{info.root_digest.hex()}"]
+
+
+def _refuse_store_in_source(store: str, source: str) -> None:
+    """A store that is part of what it saves would save itself, and grow while it is read."""
+    if "://" in store:
+        return
+    inner, outer = os.path.realpath(store), os.path.realpath(source)
+    if os.path.commonpath([inner, outer]) == outer:
+        raise UsageError(f"the store {store} lies in {source}, which is to be saved in it")
 
 
 async def _ls(args: argparse.Namespace, store: Store, progress: Progress | None) -> Answer:

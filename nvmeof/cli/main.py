@@ -6,6 +6,7 @@ import argparse
 import importlib
 import importlib.metadata
 import importlib.util
+import io
 import logging
 import os
 import sys
@@ -38,17 +39,37 @@ exit codes:
   {USAGE:3}  wrong arguments or configuration
   {INTERNAL:3}  an error in nvmeof itself ({DEBUG_VARIABLE}=1 shows where)
   {INTERRUPTED:3}  interrupted
+  {PIPE:3}  nobody reads standard output any more
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code; never raises."""
+    _prepare_streams()
     try:
         code = _run(argv)
         sys.stdout.flush()
     except BaseException as error:
         return _fail(error)
     return code
+
+
+def _prepare_streams() -> None:
+    """Standard streams that take any file name, /dev/null in place of those that the caller closed.
+
+    Otherwise a socket or a volume could get their number, and be written to.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -18,14 +18,10 @@ from nvmeof.cli.nvme_session import (
     connect_options,
     show,
 )
-from nvmeof.errors import TransportError, UsageError
-from nvmeof.initiator.controller import Controller
-from nvmeof.initiator.url import SCHEME, Url, parse_url
-from nvmeof.limits import DISCOVERY_ATTEMPTS_MAX, DISCOVERY_ENTRIES_MAX
-from nvmeof.spec.command import LogPage
+from nvmeof.errors import UsageError
+from nvmeof.initiator.discovery import decode_log, read_log
+from nvmeof.initiator.url import SCHEME, Url, is_url, parse_url
 from nvmeof.spec.fabrics import (
-    DISCOVERY_ENTRY,
-    DISCOVERY_HEADER,
     DISCOVERY_NQN,
     PORT_DISCOVERY,
     AddressFamily,
@@ -81,7 +77,7 @@ def register(subparsers: Subparsers) -> None:
 def address_url(text: str) -> Url:
     """A URL, or only HOST[:PORT]."""
     try:
-        return parse_url(text if "://" in text else SCHEME + text, default_port=PORT_DISCOVERY)
+        return parse_url(text if "://" in text or is_url(text) else SCHEME + text, default_port=PORT_DISCOVERY)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -89,33 +85,14 @@ def address_url(text: str) -> Url:
 async def discover(args: argparse.Namespace) -> Answer:
     url = str(args.url._replace(subnqn=args.url.subnqn or DISCOVERY_NQN, nsid=None))
     async with nvmeof.connect(url, **connect_options(args, io_queues=0)) as controller:
-        data = await discovery_log(controller)
-    header = DISCOVERY_HEADER.decode(data)
-    entries = [
-        entry_record(DISCOVERY_ENTRY.decode(data, position))
-        for position in range(DISCOVERY_HEADER.size, len(data), DISCOVERY_ENTRY.size)
-    ]
+        data = await read_log(controller)
+    header, found = decode_log(data)
+    entries = [entry_record(entry) for entry in found]
     lines = [f"Discovery Log Number of Records {header.numrec}, Generation counter {header.genctr}"]
     for index, entry in enumerate(entries):
         lines.append(f"=====Discovery Log Entry {index}======")
         lines += [f"{key + ':':8} {value}" for key, value in entry.items()]
     return Answer("\n".join(lines), {"genctr": header.genctr, "records": [*entries]}, data)
-
-
-async def discovery_log(controller: Controller) -> bytes:
-    """The header and all entries of one generation. Raises TransportError when it keeps changing."""
-    for _ in range(DISCOVERY_ATTEMPTS_MAX):
-        head = await controller.get_log_page(LogPage.DISCOVERY, DISCOVERY_HEADER.size, nsid=0)
-        header = DISCOVERY_HEADER.decode(head)
-        if header.recfmt or header.numrec > DISCOVERY_ENTRIES_MAX:
-            raise TransportError(f"discovery log: got format {header.recfmt} with {header.numrec} entries")
-        size = header.numrec * DISCOVERY_ENTRY.size
-        entries = b""
-        if size:
-            entries = await controller.get_log_page(LogPage.DISCOVERY, size, offset=DISCOVERY_HEADER.size, nsid=0)
-        if head == await controller.get_log_page(LogPage.DISCOVERY, DISCOVERY_HEADER.size, nsid=0):
-            return head + entries
-    raise TransportError(f"the discovery log changed {DISCOVERY_ATTEMPTS_MAX} times while it was read")
 
 
 def entry_record(entry: DiscoveryLogEntry) -> dict[str, Json]:

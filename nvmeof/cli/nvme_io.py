@@ -8,7 +8,7 @@ import sys
 import time
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import nvmeof
 from nvmeof.cli.nvme_session import (
@@ -29,6 +29,7 @@ from nvmeof.cli.nvme_session import (
 from nvmeof.errors import UsageError
 from nvmeof.initiator.namespace import Namespace
 from nvmeof.initiator.url import SCHEME, Url
+from nvmeof.limits import HOST_BLOCK_SIZE_MAX, MIB
 
 BLOCK_COUNT_MAX = 0xFFFF
 """0's based, as NLB of a Read or Write command."""
@@ -73,10 +74,14 @@ class Range(NamedTuple):
     data_size: int
 
 
-def checked_range(args: argparse.Namespace, block_size: int) -> Range:
+def checked_blocks(args: argparse.Namespace) -> int:
     if args.block_count > BLOCK_COUNT_MAX:
         raise UsageError(f"--block-count: got {args.block_count}, wanted 0 to {BLOCK_COUNT_MAX} (0's based)")
-    length = (args.block_count + 1) * block_size
+    return int(args.block_count) + 1
+
+
+def checked_range(args: argparse.Namespace, block_size: int) -> Range:
+    length = checked_blocks(args) * block_size
     size = length if args.data_size is None else args.data_size
     if not 0 < size <= length:
         raise UsageError(
@@ -109,13 +114,19 @@ async def read(args: argparse.Namespace) -> int:
 
 
 def run_write(args: argparse.Namespace) -> int:
-    return asyncio.run(write(args))
+    size = checked_blocks(args) * HOST_BLOCK_SIZE_MAX
+    data = source(args, size if args.data_size is None else min(args.data_size, size))
+    return asyncio.run(write(args, data))
 
 
-async def write(args: argparse.Namespace) -> int:
+async def write(args: argparse.Namespace, data: bytes) -> int:
+    """The data is there before anything connects: whoever produces it may take longer than a target waits."""
     async with open_namespace(args) as namespace:
         where = checked_range(args, namespace.block_size)
-        data = source(args, where.data_size).ljust(where.length, b"\0")
+        if len(data) < where.data_size:
+            name = args.data or "standard input"
+            raise UsageError(f"--data {name}: got {len(data)} bytes, wanted {where.data_size}")
+        data = data[: where.data_size].ljust(where.length, b"\0")
         start = time.perf_counter()
         await namespace.write(where.offset, data, fua=args.force_unit_access)
         elapsed = time.perf_counter() - start
@@ -123,18 +134,22 @@ async def write(args: argparse.Namespace) -> int:
 
 
 def source(args: argparse.Namespace, size: int) -> bytes:
-    """The first ``size`` bytes of the file or of standard input."""
+    """The first ``size`` bytes of the file or of standard input, fewer if it has fewer."""
     try:
         if args.data is None:
-            data = sys.stdin.buffer.read(size)
-        else:
-            with args.data.open("rb") as file:
-                data = file.read(size)
+            return read_up_to(sys.stdin.buffer, size)
+        with args.data.open("rb") as file:
+            return read_up_to(file, size)
     except OSError as error:
-        raise UsageError(f"--data {args.data}: {error.strerror}") from error
-    if len(data) < size:
-        raise UsageError(f"--data {args.data or 'standard input'}: got {len(data)} bytes, wanted {size}")
-    return data
+        raise UsageError(f"--data {args.data or 'standard input'}: {error.strerror}") from error
+
+
+def read_up_to(file: BinaryIO, size: int) -> bytes:
+    """In pieces: one read of ``size`` would allocate all of it first."""
+    data = bytearray()
+    while piece := file.read(min(MIB, size - len(data))):
+        data += piece
+    return bytes(data)
 
 
 def transferred(what: str, args: argparse.Namespace, where: Range, elapsed: float) -> Answer:

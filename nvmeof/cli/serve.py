@@ -151,13 +151,7 @@ async def serve(config: TargetConfig, *, as_json: bool = False) -> None:
             for wanted in config.subsystems:
                 await add_subsystem(target, wanted)
             for each in config.listeners:
-                await target.listen(
-                    each.host,
-                    each.port,
-                    advertised=each.advertised,
-                    discovery_only=each.discovery_only,
-                    congestion=each.congestion,
-                )
+                await _listen(target, each)
             print(ready_json(target) if as_json else ready_text(target), flush=True)
             await first.wait()
             print(f"nvmeof: draining, {DRAIN_SECONDS:.0f} s at most; a second signal stops at once", file=sys.stderr)
@@ -181,6 +175,19 @@ async def add_subsystem(target: Target, wanted: SubsystemConfig) -> Subsystem:
             subsystem.add_namespace(volume, each.nsid)
         opened.pop_all()
     return subsystem
+
+
+async def _listen(target: Target, wanted: ListenerConfig) -> None:
+    try:
+        await target.listen(
+            wanted.host,
+            wanted.port,
+            advertised=wanted.advertised,
+            discovery_only=wanted.discovery_only,
+            congestion=wanted.congestion,
+        )
+    except UsageError as error:
+        raise UsageError(f"{wanted.where}: {error}" if wanted.where else str(error)) from error
 
 
 async def _open(wanted: NamespaceConfig, opened: contextlib.AsyncExitStack) -> Volume:

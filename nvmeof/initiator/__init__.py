@@ -9,6 +9,7 @@ from nvmeof.initiator.discovery import DiscoveryEntry, discover
 from nvmeof.initiator.host import connect, open_namespace
 from nvmeof.initiator.namespace import Namespace
 from nvmeof.initiator.options import ConnectOptions
+from nvmeof.initiator.url import is_url
 
 __all__ = [
     "BlockFile",
@@ -20,6 +21,7 @@ __all__ = [
     "Namespace",
     "connect",
     "discover",
+    "is_url",
     "open",
     "open_namespace",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 from nvmeof.errors import UsageError
 from nvmeof.initiator.dispatch import Command, Dispatcher
@@ -61,8 +61,9 @@ class Admin:
         In a Fabrics command (opcode 7Fh) ``nsid`` holds FCTYPE.
         """
         dwords = (nsid, cdw2, cdw3, cdw10, cdw11, cdw12, cdw13, cdw14, cdw15)
-        if not 0 <= opcode <= 0xFF or any(not 0 <= dword <= 0xFFFF_FFFF for dword in dwords):
-            raise UsageError(f"admin command: got opcode {opcode:#x}, dwords {dwords}, wanted 8 bits and 32 bits each")
+        whole = all(isinstance(each, SupportsIndex) for each in (opcode, *dwords, data_in))
+        if not whole or not 0 <= opcode <= 0xFF or any(not 0 <= dword <= 0xFFFF_FFFF for dword in dwords):
+            raise UsageError(f"admin command: got opcode {opcode}, dwords {dwords}, wanted 8 bits and 32 bits each")
         if data_in and len(data_out):
             raise UsageError("admin command: got data_in and data_out, wanted at most one of them")
         if not 0 <= data_in <= HOST_TRANSFER_BYTES_MAX or len(data_out) > HOST_TRANSFER_BYTES_MAX:
@@ -77,6 +78,7 @@ class Admin:
 
     async def identify(self, cns: int, nsid: int = 0, cntid: int = 0, csi: int = 0) -> bytes:
         """4096 bytes of the structure ``cns`` (``nvmeof.spec.command.Cns``)."""
+        _check("identify", cns=(cns, 8), nsid=(nsid, 32), cntid=(cntid, 16), csi=(csi, 8))
         cdw10, cdw11, cdw14 = IdentifyDwords(cns, cntid, csi=csi).encode()
         command = Command(AdminOpcode.IDENTIFY, nsid, cdw10, cdw11, cdw14=cdw14)
         return (await self._run(command, IDENTIFY_SIZE, f"Identify CNS {cns:02X}h")).data
@@ -95,8 +97,10 @@ class Admin:
 
         ``rae`` keeps the event that announced a change of this page; otherwise reading it allows the next one.
         """
+        _check("log page", lid=(lid, 8), nsid=(nsid, 32), lsp=(lsp, 7), lsi=(lsi, 16))
         if length <= 0 or length % 4 or offset < 0 or offset % 4:
             raise UsageError(f"log page: got {length} bytes at {offset}, wanted multiples of 4, at least 4 bytes")
+        _check("log page", length=(length, 34), end=(offset + length, 64))
         parts = []
         for position in range(0, length, self.transfer_bytes_max):
             size = min(length - position, self.transfer_bytes_max)
@@ -108,6 +112,9 @@ class Admin:
 
     async def get_features(self, fid: int, select: int = 0, nsid: int = 0, length: int = 0) -> tuple[int, bytes]:
         """Completion dword 0 and up to ``length`` bytes of feature ``fid`` (``nvmeof.spec.command.FeatureId``)."""
+        _check("get features", fid=(fid, 8), select=(select, 3), nsid=(nsid, 32))
+        if not 0 <= length <= HOST_TRANSFER_BYTES_MAX:
+            raise UsageError(f"get features: length: got {length}, wanted 0 to {HOST_TRANSFER_BYTES_MAX}")
         command = Command(AdminOpcode.GET_FEATURES, nsid, fid | select << FEATURE_SELECT_SHIFT, partial=True)
         completion = await self._run(command, length, f"Get Features {fid:02X}h")
         return completion.dw0, completion.data
@@ -116,6 +123,9 @@ class Admin:
         self, fid: int, value: int, nsid: int = 0, save: bool = False, data: bytes | bytearray | memoryview = b""
     ) -> int:
         """Set feature ``fid`` to command dword 11 and ``data``. Returns completion dword 0."""
+        _check("set features", fid=(fid, 8), value=(value, 32), nsid=(nsid, 32))
+        if len(data) > HOST_TRANSFER_BYTES_MAX:
+            raise UsageError(f"set features: got {len(data)} bytes, wanted {HOST_TRANSFER_BYTES_MAX} at most")
         command = Command(
             AdminOpcode.SET_FEATURES, nsid, fid | (SET_FEATURES_SAVE if save else 0), value,
             data_out=memoryview(bytes(data)) if len(data) else None,
@@ -124,6 +134,7 @@ class Admin:
 
     async def property_get(self, offset: int) -> int:
         """The property at ``offset`` (``nvmeof.spec.fabrics.Property``): 8 bytes of CAP, 4 of the others."""
+        _check("property get", offset=(offset, 32))
         size = PROPERTY_SIZES.get(offset, 4)
         command = Command(AdminOpcode.FABRICS, FabricsType.PROPERTY_GET, *PropertyDwords(offset, size).encode())
         completion = await self._run(command, 0, f"Property Get {offset:#x}")
@@ -131,6 +142,10 @@ class Admin:
 
     async def property_set(self, offset: int, value: int) -> None:
         """Write a property. CC is the controller's life: ``open`` and ``close`` write it."""
+        if offset not in PROPERTY_SIZES:
+            wanted = ", ".join(f"{known:#x}" for known in PROPERTY_SIZES)
+            raise UsageError(f"property set: offset: got {offset!r}, wanted one of {wanted}")
+        _check("property set", value=(value, 8 * PROPERTY_SIZES[offset]))
         dwords = PropertyDwords(offset, PROPERTY_SIZES[offset], value).encode()
         command = Command(AdminOpcode.FABRICS, FabricsType.PROPERTY_SET, *dwords)
         await self._run(command, 0, f"Property Set {offset:#x}")
@@ -141,6 +156,13 @@ class Admin:
             command = command._replace(data_in=memoryview(buffer))
         request = await self._admin.run_one(command, context)
         return Completion(request.dw0, request.dw1, bytes(buffer[: request.received]))
+
+
+def _check(command: str, **fields: tuple[int, int]) -> None:
+    """(value, bits) of each field. Raises UsageError for a value that does not fit."""
+    for name, (value, bits) in fields.items():
+        if not isinstance(value, SupportsIndex) or not 0 <= value < 1 << bits:
+            raise UsageError(f"{command}: {name}: got {value!r}, wanted 0 to {(1 << bits) - 1:#x}")
 
 
 def _name(opcode: int, nsid: int) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from time import monotonic
 from typing import NamedTuple
 
 from nvmeof.errors import ConnectionLost
@@ -117,4 +118,4 @@ class KeepAlive:
         if self._outstanding or (self._active() and self._traffic_based):
             return
         self._outstanding = True
-        self._queue.submit(self, self._seconds, AdminOpcode.KEEP_ALIVE, 0)
+        self._queue.submit(self, monotonic() + self._seconds, AdminOpcode.KEEP_ALIVE, 0)

@@ -7,20 +7,22 @@ import atexit
 import errno
 import io
 import logging
+import operator
 import os
 import threading
 import warnings
 import weakref
 from collections.abc import Coroutine, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, TypeVar, Unpack
 
 import uvloop
 
 from nvmeof.errors import UsageError
-from nvmeof.initiator.host import namespace_url, open_namespace
+from nvmeof.initiator.host import attach, namespace_url
 from nvmeof.initiator.namespace import Namespace, flat_view
 from nvmeof.initiator.options import ConnectOptions, Options
+from nvmeof.limits import HOST_READALL_BYTES
 
 T = TypeVar("T")
 log = logging.getLogger("nvmeof.initiator")
@@ -51,7 +53,7 @@ class BlockFile(io.RawIOBase):
     was written, raises if that fails, and closes anyway. After a fork only the parent can use the file.
 
     Besides the errors of Namespace, every call raises OSError (ENOSPC) beyond the end, ``io.UnsupportedOperation`` for
-    what a namespace cannot do, and ValueError when the file is closed.
+    what a namespace cannot do, TypeError for what is no buffer, and ValueError when the file is closed.
     """
 
     def __init__(self, worker: _Worker, url: str, writable: bool) -> None:
@@ -90,6 +92,7 @@ class BlockFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """May go beyond the end, where there is nothing to read and no place to write."""
+        offset, whence = operator.index(offset), operator.index(whence)
         with self._turn():
             base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}.get(whence)
             if base is None:
@@ -101,7 +104,7 @@ class BlockFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Fill the buffer, less at the end of the namespace. Returns the number of bytes, 0 at the end."""
-        view = flat_view(buffer, "readinto")
+        view = flat_view(memoryview(buffer), "readinto")
         if view.readonly:
             raise TypeError("readinto: got a read-only buffer, wanted a writable one")
         with self._turn():
@@ -112,15 +115,17 @@ class BlockFile(io.RawIOBase):
             return length
 
     def readall(self) -> bytes:
-        """Everything up to the end of the namespace."""
+        """Everything up to the end of the namespace. Holds it once: BytesIO gives its own buffer away."""
+        stream = io.BytesIO()
         with self._turn():
-            buffer = bytearray(max(0, self.size - self._position))
-            self.readinto(buffer)
-            return bytes(buffer)
+            buffer = bytearray(max(0, min(HOST_READALL_BYTES, self.size - self._position)))
+            while count := self.readinto(buffer):
+                stream.write(memoryview(buffer)[:count])
+        return stream.getvalue()
 
     def write(self, data: Any) -> int:
         """Write every byte of a contiguous buffer. Raises OSError (ENOSPC) when it does not fit, writing nothing."""
-        view = flat_view(data, "write")
+        view = flat_view(memoryview(data), "write")
         with self._turn():
             self._check_writable()
             if self._position + len(view) > self.size:
@@ -159,8 +164,10 @@ class BlockFile(io.RawIOBase):
 
     def __del__(self) -> None:
         if not self.closed and not self._worker.forked:
-            warnings.warn(f"unclosed file {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+            try:
+                warnings.warn(f"unclosed file {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:
+                self.close()
 
     # --- checks -------------------------------------------------------------------------------------------------------
 
@@ -194,9 +201,8 @@ class _Worker:
             target=self._loop.run_forever, name=f"nvmeof {url}", daemon=True
         )
         self._thread.start()
-        self._stack = AsyncExitStack()
         try:
-            self.namespace = self.run(self._open(url, options))
+            self.namespace = self.run(attach(namespace_url(url), options))
         except BaseException:
             self._end()
             raise
@@ -220,12 +226,9 @@ class _Worker:
         """Close the association in an orderly way, and end the thread. Once is enough."""
         if self._thread is not None:
             try:
-                self.run(self._stack.aclose())
+                self.run(self.namespace.controller.close())
             finally:
                 self._end()
-
-    async def _open(self, url: str, options: ConnectOptions) -> Namespace:
-        return await self._stack.enter_async_context(open_namespace(url, **options))
 
     def _end(self) -> None:
         assert self._thread is not None

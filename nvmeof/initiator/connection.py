@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Protocol
 
 from nvmeof.errors import TransportError
@@ -45,7 +46,7 @@ class Connection:
         loop = asyncio.get_running_loop()
         self.queue = HostQueue(
             pool,
-            loop.time(),
+            monotonic(),
             header_digest=options.header_digest,
             data_digest=options.data_digest,
             handshake_seconds=options.connect_timeout,
@@ -66,6 +67,8 @@ class Connection:
         self._gone: asyncio.Future[None] = loop.create_future()
         """Done when the socket is closed."""
         self._timer: asyncio.TimerHandle | None = None
+        self._tick_seconds = min(TICK_SECONDS_MAX, options.io_timeout / 4, options.connect_timeout / 4)
+        self._last_tick = 0.0
 
     async def open(self, url: Url) -> None:
         """Dial and exchange ICReq and ICResp. Raises TransportError, UsageError for ``congestion``.
@@ -80,6 +83,7 @@ class Connection:
             if isinstance(error, OSError):
                 raise TransportError(f"{url.address}: {_text(error)}") from error
             raise
+        self._last_tick = monotonic()
         self._tick()
         try:
             await self._settled
@@ -130,10 +134,14 @@ class Connection:
             self._end(self._describe(None))
 
     def _tick(self) -> None:
-        options = self._options
-        interval = min(TICK_SECONDS_MAX, options.io_timeout / 4, options.connect_timeout / 4)
-        self._timer = self._loop.call_later(interval, self._tick)
-        self._stream.tick(self._loop.time())
+        """A tick that comes late says that this event loop was busy, which is not the controller's fault."""
+        self._timer = self._loop.call_later(self._tick_seconds, self._tick)
+        now = monotonic()
+        late = now - self._last_tick - self._tick_seconds
+        self._last_tick = now
+        if late > self._tick_seconds:
+            self.queue.postpone(late)
+        self._stream.tick(now)
         if self.queue.stalled:
             self._end(self._describe(None))
 

@@ -66,31 +66,41 @@ async def discover(url: str, **options: Unpack[ConnectOptions]) -> list[Discover
     target = str(parsed._replace(subnqn=parsed.subnqn or DISCOVERY_NQN))
     chosen: ConnectOptions = {**options, "io_queues": 0, "keep_alive": 0.0}
     async with connect(target, **chosen) as controller:
-        for _ in range(DISCOVERY_ATTEMPTS_MAX):
-            header = await _header(controller)
-            entries = await _entries(controller, header.numrec)
-            again = await _header(controller)
-            if again.genctr == header.genctr and again.numrec == header.numrec:
-                return entries
-    raise TransportError(f"{parsed.address}: the discovery log changed {DISCOVERY_ATTEMPTS_MAX} times while being read")
+        _, entries = decode_log(await read_log(controller))
+        return [_entry(controller, entry) for entry in entries]
 
 
-async def _header(controller: Controller) -> DiscoveryHeader:
-    header = DISCOVERY_HEADER.decode(await controller.get_log_page(LogPage.DISCOVERY, DISCOVERY_HEADER.size, nsid=0))
+async def read_log(controller: Controller) -> bytes:
+    """The header and all entries of one generation. Raises TransportError when it is malformed or keeps changing."""
+    for _ in range(DISCOVERY_ATTEMPTS_MAX):
+        head, header = await _header(controller)
+        size = header.numrec * DISCOVERY_ENTRY.size
+        entries = b""
+        if size:
+            entries = await controller.get_log_page(LogPage.DISCOVERY, size, offset=DISCOVERY_HEADER.size, nsid=0)
+        _, again = await _header(controller)
+        if again.genctr == header.genctr and again.numrec == header.numrec:
+            return head + entries
+    raise TransportError(
+        f"{controller.url.address}: the discovery log changed {DISCOVERY_ATTEMPTS_MAX} times while being read"
+    )
+
+
+def decode_log(data: bytes) -> tuple[DiscoveryHeader, list[DiscoveryLogEntry]]:
+    """The parts of what ``read_log`` returns."""
+    positions = range(DISCOVERY_HEADER.size, len(data), DISCOVERY_ENTRY.size)
+    return DISCOVERY_HEADER.decode(data), [DISCOVERY_ENTRY.decode(data, position) for position in positions]
+
+
+async def _header(controller: Controller) -> tuple[bytes, DiscoveryHeader]:
+    data = await controller.get_log_page(LogPage.DISCOVERY, DISCOVERY_HEADER.size, nsid=0)
+    header = DISCOVERY_HEADER.decode(data)
     if header.recfmt or header.numrec > DISCOVERY_ENTRIES_MAX:
         raise TransportError(
             f"{controller.url.address}: a discovery log of format {header.recfmt} with {header.numrec} entries; "
             f"format 0 and {DISCOVERY_ENTRIES_MAX} are the most that is read"
         )
-    return header
-
-
-async def _entries(controller: Controller, count: int) -> list[DiscoveryEntry]:
-    if not count:
-        return []
-    size = DISCOVERY_ENTRY.size
-    data = await controller.get_log_page(LogPage.DISCOVERY, count * size, offset=DISCOVERY_HEADER.size, nsid=0)
-    return [_entry(controller, DISCOVERY_ENTRY.decode(data, number * size)) for number in range(count)]
+    return data, header
 
 
 def _entry(controller: Controller, entry: DiscoveryLogEntry) -> DiscoveryEntry:

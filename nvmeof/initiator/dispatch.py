@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Generator, Iterator
+from time import monotonic
 from typing import Any, NamedTuple, TypeAlias
 
 from nvmeof.errors import ConnectionLost, StatusError, TransportError
@@ -20,7 +21,7 @@ from nvmeof.spec.command import AdminOpcode
 from nvmeof.spec.status import CODE_MASK, status_name, unpack_status
 
 Arguments: TypeAlias = tuple[Any, ...]
-"""Of ``HostQueue.submit``, behind the token and the time limit. Plain on the hot path, a Command elsewhere."""
+"""Of ``HostQueue.submit``, behind the token and the deadline. Plain on the hot path, a Command elsewhere."""
 
 
 class Command(NamedTuple):
@@ -118,7 +119,7 @@ class Dispatcher:
             self._waiting.append(batch)
         else:
             batch.outstanding = 1
-            queue.submit(batch, self.seconds, *command)
+            queue.submit(batch, monotonic() + self.seconds, *command)
         return batch
 
     async def run_one(self, command: Arguments, *context: object) -> Request:
@@ -130,6 +131,9 @@ class Dispatcher:
     def feed(self) -> None:
         """Send what waits while there is room. To be called after completions."""
         waiting = self._waiting
+        if not waiting:
+            return
+        deadline = monotonic() + self.seconds
         while waiting:
             queue = self._roomiest()
             if queue is None:
@@ -138,7 +142,7 @@ class Dispatcher:
             command = next(batch.commands, None) if batch.commands is not None and batch.failed is None else None
             if command is not None:
                 batch.outstanding += 1
-                queue.submit(batch, self.seconds, *command)
+                queue.submit(batch, deadline, *command)
                 waiting.append(batch)
                 continue
             batch.commands = None

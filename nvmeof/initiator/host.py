@@ -21,8 +21,7 @@ async def connect(url: str, **options: Unpack[ConnectOptions]) -> AsyncIterator[
     The options are those of ``ConnectOptions``. Raises UsageError, TransportError when no association can be made,
     StatusError when the target refuses it (unknown subsystem, host not allowed, ...).
     """
-    controller = Controller(_controller_url(url), Options.check(**options))
-    await controller.open()
+    controller = await _open(_controller_url(url), options)
     try:
         yield controller
     finally:
@@ -35,10 +34,28 @@ async def open_namespace(url: str, **options: Unpack[ConnectOptions]) -> AsyncIt
 
     Raises what ``connect`` raises, and UsageError when the namespace is not active.
     """
-    parsed = namespace_url(url)
-    assert parsed.nsid is not None
-    async with connect(str(parsed._replace(nsid=None)), **options) as controller:
-        yield await controller.namespace(parsed.nsid)
+    namespace = await attach(namespace_url(url), options)
+    try:
+        yield namespace
+    finally:
+        await namespace.controller.close()
+
+
+async def attach(url: Url, options: ConnectOptions) -> Namespace:
+    """The namespace that ``url`` names; whoever gets it closes its controller."""
+    assert url.nsid is not None
+    controller = await _open(url._replace(nsid=None), options)
+    try:
+        return await controller.namespace(url.nsid)
+    except BaseException:
+        await controller.close()
+        raise
+
+
+async def _open(url: Url, options: ConnectOptions) -> Controller:
+    controller = Controller(url, Options.check(**options))
+    await controller.open()
+    return controller
 
 
 def namespace_url(url: str) -> Url:

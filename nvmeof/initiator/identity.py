@@ -38,7 +38,9 @@ def host_id_bytes(value: str | bytes | uuid.UUID) -> bytes:
             value = uuid.UUID(value)
         except ValueError:
             raise UsageError(f"host_id: got {value!r}, wanted a UUID") from None
-    data = value.bytes if isinstance(value, uuid.UUID) else bytes(value)
+    if not isinstance(value, uuid.UUID | bytes):
+        raise UsageError(f"host_id: got {value!r}, wanted a UUID or 16 bytes")
+    data = value.bytes if isinstance(value, uuid.UUID) else value
     if len(data) != 16 or not any(data):
         raise UsageError(f"host_id: got {data.hex() or 'nothing'}, wanted a UUID or 16 bytes, not all zero")
     return data

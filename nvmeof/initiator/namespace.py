@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from nvmeof.errors import TransportError, UsageError
 from nvmeof.initiator.dispatch import Command, Dispatcher
@@ -74,8 +74,8 @@ class Namespace:
     @classmethod
     async def identify(cls, controller: Controller, nsid: int) -> Namespace:
         """Raises UsageError when no such namespace is active or its format holds metadata."""
-        if not 1 <= nsid < NSID_ALL:
-            raise UsageError(f"namespace: got {nsid}, wanted 1 to {NSID_ALL - 1}")
+        if not isinstance(nsid, SupportsIndex) or not 1 <= nsid < NSID_ALL:
+            raise UsageError(f"namespace: got {nsid!r}, wanted 1 to {NSID_ALL - 1}")
         identity = IDENTIFY_NAMESPACE.decode(await controller.identify(Cns.NAMESPACE, nsid))
         if not identity.nsze:
             raise UsageError(f"namespace {nsid}: got a namespace that is not active, wanted one that is")

@@ -56,7 +56,10 @@ class Options:
     def check(cls, **given: Unpack[ConnectOptions]) -> Options:
         """Raises UsageError: which option, got, wanted."""
         default_nqn, default_id = default_identity()
-        nqn, chosen_id = given.get("host_nqn") or default_nqn, given.get("host_id")
+        nqn, chosen_id = given.get("host_nqn"), given.get("host_id")
+        if nqn is None:
+            nqn = default_nqn
+        _check_kind("host_nqn", nqn, str, "an NQN")
         check_foreign_nqn(nqn)
         options = cls(
             host_nqn=nqn,
@@ -65,19 +68,29 @@ class Options:
         )
         _check_integer("io_queues", options.io_queues, 0, HOST_IO_QUEUES_MAX)
         _check_integer("queue_depth", options.queue_depth, 1, HOST_QUEUE_DEPTH_MAX)
-        if options.keep_alive:
+        for name in ("header_digest", "data_digest"):
+            _check_kind(name, getattr(options, name), bool, "True or False")
+        if options.congestion is not None:
+            _check_kind("congestion", options.congestion, str, "the name of an algorithm")
+        if options.keep_alive != 0 or isinstance(options.keep_alive, bool):
             _check_seconds("keep_alive", options.keep_alive, KEEP_ALIVE_SECONDS_MIN)
         _check_seconds("connect_timeout", options.connect_timeout, 0)
         _check_seconds("io_timeout", options.io_timeout, 0)
         return options
 
 
+def _check_kind(name: str, value: object, kind: type | tuple[type, ...], wanted: str) -> None:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise UsageError(f"{name}: got {value!r}, wanted {wanted}")
+
+
 def _check_integer(name: str, value: int, low: int, high: int) -> None:
-    if not isinstance(value, int) or not low <= value <= high:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise UsageError(f"{name}: got {value!r}, wanted {low} to {high}")
 
 
 def _check_seconds(name: str, value: float, low: float) -> None:
-    if not isinstance(value, int | float) or not low <= value <= HOST_TIMEOUT_SECONDS_MAX or not value:
+    _check_kind(name, value, (int, float), "seconds")
+    if not low <= value <= HOST_TIMEOUT_SECONDS_MAX or not value:
         wanted = f"{low} to" if low else "more than 0 and at most"
         raise UsageError(f"{name}: got {value!r}, wanted {wanted} {HOST_TIMEOUT_SECONDS_MAX} seconds")

@@ -12,6 +12,7 @@ from nvmeof.spec.command import NSID_ALL
 from nvmeof.spec.fabrics import PORT_IO, check_foreign_nqn
 
 SCHEME = "nvme+tcp://"
+PREFIX = "nvme+tcp:"
 FORM = "nvme+tcp://HOST[:PORT][/SUBNQN[/NSID]]"
 
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?")
@@ -39,9 +40,16 @@ class Url(NamedTuple):
         return text if self.nsid is None else f"{text}/{self.nsid}"
 
 
+def is_url(text: str) -> bool:
+    """Whether ``text`` is meant as a URL of ours, well formed or not, and not as a file name."""
+    return text[: len(PREFIX)].lower() == PREFIX
+
+
 def parse_url(text: str, *, default_port: int = PORT_IO) -> Url:
     """The parts of ``text``, percent-decoded (a slash in an NQN is ``%2F``). Raises UsageError: what, got, wanted."""
     if text[: len(SCHEME)].lower() != SCHEME:
+        if is_url(text):
+            raise _refused(text, "the scheme", text[: len(SCHEME)], SCHEME)
         raise _refused(text, "the scheme", text.partition("://")[0] or "none", "nvme+tcp")
     authority, _, path = text[len(SCHEME) :].partition("/")
     for mark, what in (("?", "a query"), ("#", "a fragment")):

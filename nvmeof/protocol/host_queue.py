@@ -126,7 +126,7 @@ class HostQueue(QueuePair):
     def submit(
         self,
         token: Any,
-        seconds: float,
+        deadline: float,
         opcode: int,
         nsid: int,
         cdw10: int = 0,
@@ -143,8 +143,8 @@ class HostQueue(QueuePair):
     ) -> int:
         """Queue a command and return its CID. ``token`` comes back in the Request.
 
-        ``data_out`` and ``data_in`` are flat views of bytes (not both, not empty). After ``seconds`` without an answer
-        ``tick`` ends the connection. In a Fabrics command ``nsid`` holds FCTYPE.
+        ``data_out`` and ``data_in`` are flat views of bytes (not both, not empty). Without an answer ``tick`` ends the
+        connection after ``deadline``. In a Fabrics command ``nsid`` holds FCTYPE.
         """
         requests = self.requests
         if self.state is not State.READY or len(requests) >= self.capacity:
@@ -153,7 +153,7 @@ class HostQueue(QueuePair):
         while cid in requests:
             cid = cid + 1 if cid < CID_MAX else 0
         self._next_cid = cid + 1 if cid < CID_MAX else 0
-        request = Request(cid, token, opcode, data_out, data_in, self._now + seconds)
+        request = Request(cid, token, opcode, data_out, data_in, deadline)
         if partial:
             request.partial = True
         size, flags, pdo, sgl_id = self._capsule_size, self._capsule_flags, 0, SGL_TRANSPORT_DATA_BLOCK
@@ -222,6 +222,11 @@ class HostQueue(QueuePair):
     def take_output(self) -> list[memoryview]:
         self._round += 1
         return super().take_output()
+
+    def postpone(self, seconds: float) -> None:
+        super().postpone(seconds)
+        for request in self.requests.values():
+            request.deadline += seconds
 
     def tick(self, now: float) -> None:
         super().tick(now)

@@ -194,6 +194,15 @@ class QueuePair(ABC):
         elif self._output_deadline and now > self._output_deadline:
             self._stall(f"the peer took no output for {OUTPUT_SECONDS:.0f} s")
 
+    def postpone(self, seconds: float) -> None:
+        """Nobody looked at this connection for ``seconds``: they count against no time limit. Call before ``tick``."""
+        if self._state_deadline:
+            self._state_deadline += seconds
+        if self._pdu_deadline:
+            self._pdu_deadline += seconds
+        if self._output_deadline:
+            self._output_deadline += seconds
+
     def established(self) -> None:
         """The owner is satisfied (Connect succeeded): the handshake's time limit no longer applies."""
         self._state_deadline = 0.0

@@ -17,10 +17,6 @@ NSID_ALL = 0xFFFF_FFFF
 PSDT_SGL = 0x40
 PSDT_MASK = 0xC0
 FUSE_MASK = 0x03
-FUSE_FIRST = 0x01
-FUSE_SECOND = 0x02
-PHASE_BIT = 0x0001
-"""Bit 0 of the wire status word; reserved (zero) in NVMe over Fabrics."""
 
 
 class AdminOpcode(IntEnum):
@@ -112,7 +108,6 @@ class SglSubtype(IntEnum):
     TRANSPORT = 0xA
 
 
-SGL_DATA_BLOCK_ADDRESS = 0x00
 SGL_DATA_BLOCK_OFFSET = 0x01
 SGL_TRANSPORT_DATA_BLOCK = 0x5A
 
@@ -197,10 +192,8 @@ DATASET_RANGES_MAX = 256
 UNPACK_SQE = struct.Struct("<BBHI16xQI3xB6I").unpack_from
 # For the host: opcode, flags, cid, nsid, cdw2, cdw3, sgl_address, sgl_length, sgl_id, cdw10 to cdw15.
 PACK_SQE = struct.Struct("<BBHIII8xQI3xB6I").pack
-PACK_SQE_INTO = struct.Struct("<BBHIII8xQI3xB6I").pack_into
 # dw0, dw1, sqhd, sqid, cid, status word.
 UNPACK_CQE = struct.Struct("<IIHHHH").unpack_from
-PACK_CQE_INTO = struct.Struct("<IIHHHH").pack_into
 UNPACK_DATASET_RANGES = struct.Struct("<IIQ").iter_unpack
 
 
@@ -402,9 +395,7 @@ class ReadWriteControl(IntFlag):
 
 NLB_MASK = 0xFFFF
 FUA_BIT = 1 << 30
-LIMITED_RETRY_BIT = 1 << 31
 DEAC_BIT = 1 << 25
-PRINFO_MASK = 0xF << 26
 
 
 class DatasetAttribute(IntFlag):

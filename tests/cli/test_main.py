@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 
@@ -122,3 +123,24 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == ""
     assert int(done.stdout) in (0, 141)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams(closed: str) -> None:
+    """Nothing else gets their numbers."""
+    script = "import os, sys; from nvmeof.cli.main import main; code = main(['--version']); print(); "
+    script += "sys.exit(code or min(os.open(os.devnull, os.O_RDONLY), 3) - 3)"
+    command = f'{sys.executable} -c "{script}" {closed}; echo $?'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "0"
+    assert done.stderr == ""
+
+
+def test_names_that_the_terminal_cannot_show() -> None:
+    command = [sys.executable, "-m", "nvmeof", "serve", os.fsdecode(b"\xff\xe9"), "--config", os.fsdecode(b"\xff")]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False, env=environment)
+    assert done.returncode == 64
+    script = "from nvmeof.cli.main import main; main(['--version']); print('\\udcff\\u00e9')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=True, env=environment)
+    assert done.stdout.splitlines()[-1] == b"\\udcff\\xe9"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pytest
 
+import nvmeof
+from nvmeof.cli import nvme_io
 from nvmeof.cli.main import main
 from nvmeof.spec.fabrics import DISCOVERY_NQN
 from tests.conftest import LIVE_BYTES, LIVE_NQN, LiveTarget
@@ -197,16 +201,42 @@ def test_data_goes_both_ways(good: Run, live_target: LiveTarget, tmp_path: Path,
     assert "success" in good("flush", live_target.subsystem_url, "-n", "1").text
 
 
+def test_the_data_is_read_before_anything_connects(
+    run: Run, live_target: LiveTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    real = nvme_io.open_namespace
+
+    def read_up_to(file: BinaryIO, size: int) -> bytes:
+        events.append("read")
+        return bytes(size)
+
+    def open_namespace(args: argparse.Namespace) -> AbstractAsyncContextManager[nvmeof.Namespace]:
+        events.append("connect")
+        return real(args)
+
+    monkeypatch.setattr(nvme_io, "read_up_to", read_up_to)
+    monkeypatch.setattr(nvme_io, "open_namespace", open_namespace)
+    (tmp_path / "in").touch()
+    assert run("write", live_target.url, "-d", tmp_path / "in").code == 0
+    assert events == ["read", "connect"]
+
+
 @pytest.mark.parametrize(
     ("code", "line"),
     [
+        (64, "write {url} -c 65536"),
         (64, "id-ns {subsystem}"),
+        (64, "id-ns {subsystem} -n 99999999999"),
+        (64, "smart-log {subsystem} -n 99999999999"),
         (64, "flush {subsystem}"),
         (64, "id-ctrl http://127.0.0.1/"),
         (64, "id-ctrl nvme+tcp://{address}"),
         (64, "id-ctrl {subsystem} -o yaml"),
         (64, "id-ctrl {subsystem} --hostid x"),
         (64, "discover [::1"),
+        (64, "discover nvme+tcp:/foo"),
+        (3, "discover NVME+TCP://127.0.0.1:1"),
         (64, "read {url} -c 65536"),
         (64, "read {url} -c -1"),
         (64, "read {url} -z 4097"),

@@ -26,6 +26,7 @@ from tests.protocol import wire
 from tests.target.rawhost import RawHost, connect_data, connect_sqe
 
 SECONDS = 30
+PACKAGE_ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent.parent)}
 NQN, HOST = "nqn.2026-11.org.example:disk", "nqn.2026-11.org.example:host"
 DISCOVERY = "nqn.2014-08.org.nvmexpress.discovery"
 READY = re.compile(r"READY (\S+)")
@@ -123,6 +124,24 @@ def test_an_address_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == f"nvmeof: cannot listen on {address}: Address already in use\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('congestion = "nope"\n', "congestion"),
+        ('[[listener]]\naddress = "127.0.0.1:0"\ncongestion = "nope"\n', "listener[0].congestion"),
+        ('congestion = "nope"\n[[listener]]\naddress = "127.0.0.1:0"\n', "congestion"),
+        ('congestion = ""\n', "congestion"),
+    ],
+)
+def test_congestion_control_that_the_kernel_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, place: str
+) -> None:
+    file = tmp_path / "target.toml"
+    file.write_text(f'{text}[[subsystem]]\n[[subsystem.namespace]]\npath = "a.img"\nsize = "1M"\n')
+    assert main(["serve", "--config", str(file)]) == 64
+    assert capsys.readouterr().err.startswith(f"nvmeof: {file}: {place}: congestion control ")
+
+
 def test_a_namespace_of_the_file_that_cannot_be_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "target.toml"
     config.write_text(
@@ -144,7 +163,7 @@ class Process:
         self.popen = subprocess.Popen(
             [sys.executable, "-m", "nvmeof", "serve", *argv],
             cwd=directory,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent.parent)},
+            env=PACKAGE_ENVIRONMENT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -208,6 +227,32 @@ def test_ready_serves_and_drains(tmp_path: Path, loop: str, number: int) -> None
         code, printed = process.stop(number)
     assert (code, printed) == (0, "nvmeof: draining, 10 s at most; a second signal stops at once\n")
     assert (tmp_path / "disk.img").stat().st_size == 1 << 20
+
+
+def test_closed_standard_streams(tmp_path: Path) -> None:
+    """It serves, drains and ends well though nobody can be told."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    serve = f"{sys.executable} -m nvmeof serve disk.img --size 1M --listen 127.0.0.1:{port} --nqn {NQN}"
+    for closed in (">&-", "<&- >&- 2>&-"):
+        popen = subprocess.Popen(["bash", "-c", f"exec {serve} {closed}"], cwd=tmp_path, env=PACKAGE_ENVIRONMENT)
+        try:
+            asyncio.run(identify_when_ready(("127.0.0.1", port), NQN))
+            popen.send_signal(signal.SIGTERM)
+            assert popen.wait(SECONDS) == 0
+        finally:
+            popen.kill()
+            popen.wait()
+
+
+async def identify_when_ready(address: tuple[str, int], nqn: str) -> None:
+    async with asyncio.timeout(SECONDS):
+        while True:
+            with contextlib.suppress(ConnectionRefusedError):
+                await identify(address, nqn)
+                return
+            await asyncio.sleep(0.05)
 
 
 def test_the_default_name_survives_a_restart(tmp_path: Path) -> None:

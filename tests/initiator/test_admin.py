@@ -97,7 +97,7 @@ async def test_any_command(served: Served) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"opcode": 256}, "opcode 0x100"),
+        ({"opcode": 256}, "opcode 256"),
         ({"opcode": 6, "cdw10": -1}, "32 bits each"),
         ({"opcode": 6, "cdw15": 1 << 32}, "32 bits each"),
         ({"opcode": 6, "data_in": 4, "data_out": b"x"}, "at most one of them"),
@@ -110,6 +110,38 @@ async def test_bad_arguments(arguments: dict[str, Any], text: str) -> None:
     async with FakeTarget() as target, nvmeof.connect(target.url) as controller:
         with pytest.raises(UsageError) as caught:
             await controller.admin(**arguments)
+        assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "text"),
+    [
+        ("identify", {"cns": -1}, "identify: cns: got -1, wanted 0 to 0xff"),
+        ("identify", {"cns": 0, "nsid": 1 << 32}, "identify: nsid: got 4294967296, wanted 0 to 0xffffffff"),
+        ("identify", {"cns": 0, "cntid": 1 << 16}, "cntid: got 65536"),
+        ("identify", {"cns": 0, "csi": "0"}, "csi: got '0'"),
+        ("get_log_page", {"lid": 2, "length": 512, "nsid": -1}, "log page: nsid: got -1"),
+        ("get_log_page", {"lid": 256, "length": 512}, "lid: got 256"),
+        ("get_log_page", {"lid": 2, "length": 512, "lsp": 128}, "lsp: got 128"),
+        ("get_log_page", {"lid": 2, "length": 512, "lsi": 1 << 16}, "lsi: got 65536"),
+        ("get_log_page", {"lid": 2, "length": 1 << 35}, "length: got"),
+        ("get_log_page", {"lid": 2, "length": 4, "offset": (1 << 64) - 4}, "end: got"),
+        ("get_features", {"fid": 7, "select": 9}, "get features: select: got 9, wanted 0 to 0x7"),
+        ("get_features", {"fid": 1 << 20}, "fid: got"),
+        ("get_features", {"fid": 7, "length": -1}, "length: got -1, wanted 0 to"),
+        ("set_features", {"fid": 7, "value": 1 << 33}, "set features: value: got"),
+        ("set_features", {"fid": 7, "value": 0, "data": bytes((1 << 20) + 1)}, "got 1048577 bytes"),
+        ("property_get", {"offset": 1 << 40}, "property get: offset: got"),
+        ("property_set", {"offset": 0x1000, "value": 1}, "property set: offset: got 4096, wanted one of 0x0, 0x8"),
+        ("property_set", {"offset": 0x14, "value": 1 << 32}, "property set: value: got"),
+        ("admin", {"opcode": 6, "cdw10": "1"}, "admin command: got"),
+        ("namespace", {"nsid": "1"}, "namespace: got '1', wanted 1 to"),
+    ],
+)
+async def test_numbers_that_fit_no_field(method: str, arguments: dict[str, Any], text: str) -> None:
+    async with FakeTarget() as target, nvmeof.connect(target.url) as controller:
+        with pytest.raises(UsageError) as caught:
+            await getattr(controller, method)(**arguments)
         assert text in str(caught.value)
 
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,9 @@ def test_seek(file: BlockFile) -> None:
     assert caught.value.errno == errno.EINVAL
     with pytest.raises(ValueError, match="whence"):
         file.seek(0, 9)
+    for wrong in (1.5, None, "1"):
+        with pytest.raises(TypeError):
+            file.seek(wrong)  # type: ignore[arg-type]
     assert file.tell() == LIVE_BYTES + 100
 
 
@@ -132,8 +136,27 @@ def test_buffers(file: BlockFile) -> None:
         file.readinto(b"xx")
     with pytest.raises(UsageError, match="not contiguous"):
         file.write(matrix[:, ::2])
-    with pytest.raises(UsageError, match="bytes-like"):
-        file.write("text")
+    for wrong in ("text", None, [1]):
+        with pytest.raises(TypeError, match="bytes-like"):
+            file.write(wrong)
+        with pytest.raises(TypeError, match="bytes-like"):
+            file.readinto(wrong)
+
+
+def test_reading_all_holds_it_once(file: BlockFile) -> None:
+    file.seek(LIVE_BYTES - 5)
+    file.write(b"the e")
+    file.seek(0)
+    tracemalloc.start()
+    try:
+        data = file.readall()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(data) == LIVE_BYTES
+    assert data.endswith(b"\0the e")
+    assert not any(data[:-5])
+    assert peak < 1.6 * LIVE_BYTES
 
 
 def test_what_a_namespace_cannot_do(file: BlockFile, live_target: LiveTarget) -> None:
@@ -321,6 +344,35 @@ def test_unclosed(live_target: LiveTarget) -> None:
 
     with pytest.warns(ResourceWarning, match=r"unclosed file <nvmeof\.BlockFile"):
         leave_open()
+
+
+def test_unclosed_in_a_cycle(live_target: LiveTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage collector takes the file together with all that it needs to close itself."""
+
+    def leave_open() -> None:
+        for _ in range(5):
+            file = nvmeof.open(live_target.url)
+            cycle: list[object] = [file]
+            cycle.append(cycle)
+            del file, cycle
+            gc.collect()
+
+    failures: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: failures.append(args.exc_value))
+    with pytest.warns(ResourceWarning, match="unclosed file"):
+        leave_open()
+    assert failures == []
+
+
+def test_unclosed_where_warnings_are_errors(live_target: LiveTarget) -> None:
+    """It is closed all the same: its thread ends."""
+    script = (
+        f"import gc, nvmeof, threading; file = nvmeof.open({live_target.url!r}); del file; gc.collect(); "
+        "print(threading.active_count())"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], timeout=30, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "1\n")
+    assert "unclosed file" in done.stderr
 
 
 @pytest.mark.parametrize("ending", ["pass", "raise SystemExit(0)", "file.close()"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -73,7 +74,7 @@ class Owner:
 
     def submit(self, seconds: float = 30.0, data_in: memoryview | None = None) -> int:
         self.connection.queue.capacity = 64
-        return self.connection.queue.submit(self, seconds, 2, 1, data_in=data_in)
+        return self.connection.queue.submit(self, time.monotonic() + seconds, 2, 1, data_in=data_in)
 
     async def wait(self) -> None:
         async with asyncio.timeout(5):
@@ -332,7 +333,7 @@ async def test_close_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> 
         await owner.connection.open(url)
         owner.connection.queue.capacity = 1024
         for _ in range(1000):
-            owner.connection.queue.submit(owner, 30.0, 1, 1, data_out=memoryview(bytes(8192)))
+            owner.connection.queue.submit(owner, float("inf"), 1, 1, data_out=memoryview(bytes(8192)))
         await asyncio.sleep(0.05)
         await owner.connection.close()
         release.set()

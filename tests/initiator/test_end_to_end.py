@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 
 import pytest
 
@@ -90,3 +91,14 @@ async def test_a_new_association_after_a_lost_one(served: Served) -> None:
                 connection.abort()
             with pytest.raises(nvmeof.TransportError):
                 await ns.flush()
+
+
+async def test_a_busy_event_loop_is_not_the_controllers_fault(served: Served) -> None:
+    async with nvmeof.open_namespace(f"{served.url}/1", io_timeout=0.2, keep_alive=0) as ns:
+        for _ in range(3):
+            time.sleep(0.5)  # noqa: ASYNC251 - what a training step does to this loop
+            await ns.write(0, bytes(4096))
+            reading = asyncio.ensure_future(ns.read(0, 4096))
+            await asyncio.sleep(0)
+            time.sleep(0.5)  # noqa: ASYNC251
+            assert await reading == bytes(4096)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import array
 import asyncio
 import random
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import nvmeof
 from nvmeof.errors import ConnectionLost, ReadFault, StatusError, UsageError, WriteFault
 from nvmeof.initiator.namespace import flat_view, steps
 from nvmeof.spec.identify import NvmIdentifyController
+from tests.conftest import LiveTarget
 from tests.initiator.conftest import Served
 from tests.initiator.fake_target import (
     DATASET_MANAGEMENT,
@@ -382,3 +385,15 @@ async def test_the_target_goes_away(served: Served) -> None:
             connection.abort()
         with pytest.raises(ConnectionLost):
             await task
+
+
+def test_one_that_is_abandoned_ends_with_its_loop(live_target: LiveTarget) -> None:
+    script = (
+        "import asyncio, nvmeof\n"
+        "async def main():\n"
+        f"    opened = nvmeof.open_namespace({live_target.url!r})\n"
+        "    return opened, await opened.__aenter__()\n"
+        "kept = asyncio.run(main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], timeout=30, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -61,6 +61,16 @@ def test_given() -> None:
         ({"host_id": "x"}, "host_id: got 'x', wanted a UUID"),
         ({"host_id": b"123"}, "host_id: got 313233"),
         ({"host_id": bytes(16)}, "not all zero"),
+        ({"host_id": 5}, "host_id: got 5, wanted a UUID"),
+        ({"host_nqn": 5}, "host_nqn: got 5, wanted an NQN"),
+        ({"host_nqn": ""}, "NQN: got 0 bytes"),
+        ({"keep_alive": None}, "keep_alive: got None, wanted seconds"),
+        ({"keep_alive": False}, "keep_alive: got False"),
+        ({"io_timeout": True}, "io_timeout: got True"),
+        ({"io_queues": True}, "io_queues: got True, wanted 0 to"),
+        ({"header_digest": "no"}, "header_digest: got 'no', wanted True or False"),
+        ({"data_digest": 1}, "data_digest: got 1"),
+        ({"congestion": 5}, "congestion: got 5"),
     ],
 )
 def test_refused(given: dict[str, Any], text: str) -> None:

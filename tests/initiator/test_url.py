@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvmeof.errors import UsageError
-from nvmeof.initiator.url import Url, parse_url
+from nvmeof.initiator.url import Url, is_url, parse_url
 
 NQN = "nqn.2026-11.org.example:disk"
 
@@ -43,7 +43,9 @@ def test_default_port() -> None:
         ("", "the scheme: got 'none'"),
         ("nvme-tcp://host", "the scheme: got 'nvme-tcp'"),
         ("http://host/x", "the scheme: got 'http'"),
-        ("nvme+tcp:host", "the scheme"),
+        ("nvme+tcp:host", "the scheme: got 'nvme+tcp:ho', wanted nvme+tcp://"),
+        ("nvme+tcp:/foo", "the scheme: got 'nvme+tcp:/f', wanted nvme+tcp://"),
+        ("NVME+TCP:", "the scheme: got 'NVME+TCP:', wanted nvme+tcp://"),
         ("nvme+tcp://", "the host: got 'none'"),
         ("nvme+tcp:///x", "the host"),
         ("nvme+tcp://:4420/x", "the host"),
@@ -84,6 +86,22 @@ def test_refused(text: str, what: str) -> None:
         parse_url(text)
     assert what in str(caught.value)
     assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("nvme+tcp://host/x", True),
+        ("NVME+TCP://host/x", True),
+        ("nvme+tcp:/foo", True),
+        ("nvme+tcp", False),
+        ("/nvme+tcp:/x", False),
+        ("host:4420", False),
+        ("", False),
+    ],
+)
+def test_what_is_meant_as_a_url(text: str, meant: bool) -> None:
+    assert is_url(text) is meant
 
 
 @given(st.text(max_size=60))

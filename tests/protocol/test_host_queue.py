@@ -78,8 +78,8 @@ class Bench:
     def write(self, data: bytes | bytearray, **more: Any) -> int:
         return self.submit(WRITE, data_out=memoryview(data), **more)
 
-    def submit(self, opcode: int, token: object = None, seconds: float = 30.0, **more: Any) -> int:
-        return self.queue.submit(token, seconds, opcode, 1, **more)
+    def submit(self, opcode: int, token: object = None, deadline: float = 30.0, **more: Any) -> int:
+        return self.queue.submit(token, deadline, opcode, 1, **more)
 
     def completed(self) -> list[Request]:
         completed, self.queue.completed = self.queue.completed, []
@@ -531,13 +531,27 @@ def test_input_after_the_end_is_ignored() -> None:
 def test_a_command_without_an_answer_ends_the_connection() -> None:
     bench = Bench()
     bench.feed(capsule_resp(bench.wire, bench.submit(0)), now=100.0)
-    bench.submit(12, seconds=float("inf"))
-    late = bench.submit(2, seconds=30.0)
+    bench.submit(12, deadline=float("inf"))
+    late = bench.submit(2, deadline=130.0)
     bench.queue.tick(130.0)
     assert bench.queue.ready
     bench.queue.tick(130.1)
     assert bench.queue.state is State.CLOSED
     assert f"{late:#06x}" in bench.queue.stalled
+
+
+def test_time_in_which_nobody_looked_is_not_counted() -> None:
+    bench = Bench()
+    bench.submit(2, deadline=30.0)
+    bench.queue.postpone(100.0)
+    bench.queue.tick(130.0)
+    assert bench.queue.ready
+    bench.queue.tick(130.1)
+    assert bench.queue.stalled
+    bench = Bench(ready=False, handshake_seconds=3.0)
+    bench.queue.postpone(100.0)
+    bench.queue.tick(102.9)
+    assert not bench.queue.stalled
 
 
 def test_the_handshake_is_bounded() -> None:
@@ -550,7 +564,7 @@ def test_the_handshake_is_bounded() -> None:
 
 def test_a_stalled_payload_is_bounded() -> None:
     bench = Bench()
-    cid, _ = bench.read(1 << 20, seconds=1e9)
+    cid, _ = bench.read(1 << 20, deadline=1e9)
     bench.feed(c2h_data(bench.wire, cid, 0, bytes(1 << 20))[:100_000], now=1.0)
     bench.queue.tick(limits.PDU_SECONDS)
     assert not bench.queue.stalled

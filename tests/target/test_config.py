@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -213,6 +215,31 @@ def test_two_subsystems_share_neither_name_nor_file(tmp_path: Path) -> None:
             f'{file}: subsystem[1].namespace[0].path: got "{tmp_path / "a"}", '
             "which is subsystem[0].namespace[0].path already"
         )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "address"),
+    [
+        ("127.0.0.1:5000", "localhost:5000", "127.0.0.1:5000"),
+        ("[::1]:5000", "[0:0::1]:5000", "[::1]:5000"),
+        ("[2001:DB8::1]:5000", "[2001:db8:0::0001]:5000", "[2001:db8::1]:5000"),
+    ],
+)
+def test_one_address_in_two_spellings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: str, other: str, address: str
+) -> None:
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: str, *rest: Any, **more: Any) -> Any:
+        return real("127.0.0.1" if host == "localhost" else host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    text = f"[[listener]]\naddress = '{one}'\n[[listener]]\naddress = '{other}'\n"
+    with pytest.raises(ConfigError) as refused:
+        load(tmp_path, text + SPACE)
+    file = tmp_path / "target.toml"
+    assert str(refused.value) == f'{file}: listener[1].address: got "{address}", which is listener[0].address already'
+    assert len(load(tmp_path, text.replace("5000", "5001", 1) + SPACE).listeners) == 2
 
 
 def test_files_that_are_no_configuration(tmp_path: Path) -> None:
