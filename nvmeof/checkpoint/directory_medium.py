@@ -20,6 +20,7 @@ from nvmeof.checkpoint.medium import (
     COMMITTED,
     CORRUPT,
     PARTS,
+    WRITING,
     CheckpointInfo,
     Damage,
     Draft,
@@ -40,7 +41,7 @@ from nvmeof.checkpoint.safetensors_layout import (
 )
 from nvmeof.checkpoint.table import ChunkTable
 from nvmeof.codec.hashes import blake3_256
-from nvmeof.errors import CheckpointNotFoundError, CorruptCheckpointError, UsageError
+from nvmeof.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, UsageError
 
 SHARD_BYTES_MAX = 4 << 30
 """Data of one shard unless a single item is larger: what other frameworks' loaders map and move around with ease."""
@@ -51,14 +52,16 @@ T = TypeVar("T")
 class DirectoryMedium(Medium):
     """A checkpoint store in the directory ``root``. Blocking calls run in ``executor``.
 
-    ``force_format`` makes a store of a directory that holds other files; it never touches those.
+    ``force_format`` makes a store of a directory that holds other files; it never touches those. ``reclaim`` lets the
+    next save remove what interrupted saves and deletes left.
     """
 
-    def __init__(self, root: str, executor: Executor, *, force_format: bool = False) -> None:
+    def __init__(self, root: str, executor: Executor, *, force_format: bool = False, reclaim: bool = False) -> None:
         self.root = root
         self.notices = []
         self._executor = executor
         self._force_format = force_format
+        self._reclaim = reclaim
 
     async def run(self, function: Callable[[], T]) -> T:
         """A blocking call, in a thread."""
@@ -76,23 +79,48 @@ class DirectoryMedium(Medium):
         return await self.run(lambda: self._begin(plan))
 
     def _begin(self, plan: Plan) -> Draft:
+        if not self._is_store():
+            files.create_root(self.root)
+        lock = self._lock()
         try:
-            exists = files.check_label(self.root)
+            if not self._is_store():
+                files.create_label(self.root)
+            entries = files.scan(self.root)
+            for entry in entries:
+                if entry.step == plan.step and entry.state in (COMMITTED, CORRUPT):
+                    raise UsageError(f"{self.root} already has a {entry.state} checkpoint of step {plan.step}")
+            if self._reclaim:
+                self._remove_remains(entries)
+            files.next_sequence(self.root, entries)
+            space = os.statvfs(self.root)
+            wanted = plan.size + sum(plan.part_bytes.values())
+            if space.f_bavail * space.f_frsize < wanted:
+                detail = f"wanted {wanted} bytes, {space.f_bavail * space.f_frsize} are free"
+                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {self.root}: {detail}")
+            return _DirectoryDraft(self, plan, lock)
+        except BaseException:
+            os.close(lock)
+            raise
+
+    def _is_store(self) -> bool:
+        try:
+            return files.check_label(self.root)
         except CheckpointNotFoundError as error:
             if not self._force_format:
                 raise UsageError(f"{error}; to make one beside what is there: --format") from None
-            exists = False
-        if not exists:
-            files.create_label(self.root)
-        for entry in files.scan(self.root):
-            if entry.step == plan.step and entry.state in (COMMITTED, CORRUPT):
-                raise UsageError(f"{self.root} already has a {entry.state} checkpoint of step {plan.step}")
-        space = os.statvfs(self.root)
-        wanted = plan.size + sum(plan.part_bytes.values())
-        if space.f_bavail * space.f_frsize < wanted:
-            detail = f"wanted {wanted} bytes, {space.f_bavail * space.f_frsize} are free"
-            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {self.root}: {detail}")
-        return _DirectoryDraft(self, plan)
+            return False
+
+    def _lock(self) -> int:
+        fd, notice = files.lock(self.root)
+        if notice and notice not in self.notices:
+            self.notices.append(notice)
+        return fd
+
+    def _remove_remains(self, entries: Sequence[DirectoryEntry]) -> None:
+        """What dead saves and deletes left. Nobody uses it: the lock is ours."""
+        for entry in entries:
+            if entry.state == WRITING and entry.path != os.path.join(self.root, files.step_name(entry.step)):
+                shutil.rmtree(entry.path)
 
     async def open(self, info: CheckpointInfo, *, bypass_cache: bool = False) -> Stored:
         assert isinstance(info, DirectoryEntry)
@@ -100,17 +128,24 @@ class DirectoryMedium(Medium):
 
     async def delete(self, infos: Sequence[CheckpointInfo]) -> None:
         def blocking() -> None:
-            for info in infos:
-                assert isinstance(info, DirectoryEntry)
-                path = info.path
-                if path == os.path.join(self.root, files.step_name(info.step)):
-                    path = f"{path}.uncommitted-{os.urandom(16).hex()}"
-                    os.rename(info.path, path)
-                    files.fsync_directory(self.root)
-                shutil.rmtree(path)
-            files.fsync_directory(self.root)
+            lock = self._lock()
+            try:
+                self._delete(infos)
+            finally:
+                os.close(lock)
 
         await self.run(blocking)
+
+    def _delete(self, infos: Sequence[CheckpointInfo]) -> None:
+        for info in infos:
+            assert isinstance(info, DirectoryEntry)
+            path = info.path
+            if path == os.path.join(self.root, files.step_name(info.step)):
+                path = f"{path}.uncommitted-{os.urandom(16).hex()}"
+                os.rename(info.path, path)
+                files.fsync_directory(self.root)
+            shutil.rmtree(path)
+        files.fsync_directory(self.root)
 
     async def close(self) -> None:
         pass
@@ -132,11 +167,11 @@ def _shards(items: Sequence[Item]) -> list[list[int]]:
 
 
 class _DirectoryDraft(Draft):
-    """A save under way in ``step-N.tmp-ID``. The constructor blocks."""
+    """A save under way in ``step-N.tmp-ID``, which holds the store's lock. The constructor blocks."""
 
     alignment = 1
 
-    def __init__(self, medium: DirectoryMedium, plan: Plan) -> None:
+    def __init__(self, medium: DirectoryMedium, plan: Plan, lock: int) -> None:
         self._medium = medium
         self._plan = plan
         self._final = os.path.join(medium.root, files.step_name(plan.step))
@@ -146,8 +181,11 @@ class _DirectoryDraft(Draft):
         self._offsets = [0] * len(plan.items)
         self.regions = self._regions
         self.offsets = self._offsets
+        self._directory: int | None = None
+        self._lock: int | None = None
         os.mkdir(self._path)
         try:
+            self._directory = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             names = header_names(plan.items)
             for number, shard in enumerate(_shards(plan.items)):
                 metadata = plan.manifest.metadata if number == 0 else {}
@@ -155,6 +193,7 @@ class _DirectoryDraft(Draft):
         except BaseException:
             self._discard()
             raise
+        self._lock = lock
 
     def _create_shard(
         self, number: int, shard: Sequence[int], names: Sequence[str], metadata: Mapping[str, str]
@@ -184,14 +223,14 @@ class _DirectoryDraft(Draft):
         while self._fds:
             os.fsync(self._fds[-1])
             os.close(self._fds.pop())
-        files.fsync_directory(self._path)
+        assert self._directory is not None
+        os.fsync(self._directory)
         self._publish()
-        sequence = 1 + max((entry.sequence for entry in files.scan(self._medium.root)), default=0)
         entry = DirectoryEntry(
             step=plan.step,
             state=COMMITTED,
             id=plan.id,
-            sequence=sequence,
+            sequence=files.next_sequence(self._medium.root, files.scan(self._medium.root)),
             created_ns=plan.created_ns,
             kind=plan.manifest.kind,
             items=len(plan.items),
@@ -202,10 +241,13 @@ class _DirectoryDraft(Draft):
             path=self._final,
             shards=shards,
         )
-        commit = os.path.join(self._final, files.COMMIT)
-        files.write_durably(f"{commit}.tmp", entry.commit_record())
-        os.rename(f"{commit}.tmp", commit)
-        files.fsync_directory(self._final)
+        temporary = f"{files.COMMIT}.tmp"
+        files.write_durably(temporary, entry.commit_record(), self._directory)
+        os.rename(temporary, files.COMMIT, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        os.fsync(self._directory)
+        if not os.path.samestat(os.stat(self._final), os.fstat(self._directory)):
+            raise CheckpointError(f"{self._final} was replaced by somebody else while it was being committed")
+        self._release()
         return entry
 
     def _publish(self) -> None:
@@ -228,6 +270,15 @@ class _DirectoryDraft(Draft):
             except OSError:
                 pass
         shutil.rmtree(self._path, ignore_errors=True)
+        self._release()
+
+    def _release(self) -> None:
+        if self._directory is not None:
+            os.close(self._directory)
+            self._directory = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 class _DirectoryStored(Stored):
@@ -240,9 +291,11 @@ class _DirectoryStored(Stored):
         self._entry = entry
         self.info = entry
         self._fds: list[int] = []
+        self.capacity = 0
         try:
             for number in range(entry.shards):
-                self._fds.append(os.open(self._shard(number), os.O_RDONLY | os.O_CLOEXEC))
+                self._fds.append(files.open_regular(self._shard(number)))
+                self.capacity += os.fstat(self._fds[-1]).st_size
                 if bypass_cache:
                     os.posix_fadvise(self._fds[-1], 0, 0, os.POSIX_FADV_DONTNEED)
         except FileNotFoundError as error:
@@ -261,10 +314,7 @@ class _DirectoryStored(Stored):
 
         def blocking() -> bytearray:
             try:
-                with open(path, "rb") as file:
-                    data = bytearray(self._entry.parts[name].length)
-                    del data[file.readinto(data) :]
-                    return data
+                return files.read_exactly(path, self._entry.parts[name].length)
             except FileNotFoundError:
                 step = self._entry.step
                 raise CorruptCheckpointError(f"checkpoint of step {step} is corrupt: {path} is missing") from None

@@ -92,6 +92,8 @@ class RankManifest:
         items = tuple(
             _decode_item(canonical.decode(line, f"rank manifest, item {i}"), kind) for i, line in enumerate(lines[1:-1])
         )
+        if kind == FILES and len({item.name for item in items}) < len(items):
+            raise CorruptCheckpointError("rank manifest: two files of one name")
         return cls(kind, items, head.value.get("skeleton"), {k: str(v) for k, v in metadata.items()}, head.size("rank"))
 
 

@@ -128,7 +128,8 @@ class Medium(ABC):
 
     @abstractmethod
     async def open(self, info: CheckpointInfo, *, bypass_cache: bool = False) -> Stored:
-        """Open a committed checkpoint for reading; ``bypass_cache`` asks for bytes from the medium itself."""
+        """Open a committed checkpoint for reading; ``bypass_cache`` asks the operating system to forget what
+        it cached of it: a request, and none to a target."""
 
     @abstractmethod
     async def delete(self, infos: Sequence[CheckpointInfo]) -> None:
@@ -167,6 +168,9 @@ class Stored(ABC):
 
     alignment: int
     info: CheckpointInfo
+
+    capacity: int
+    """Bytes of the place that the items lie in: a checkpoint cannot be larger."""
 
     @abstractmethod
     async def read_part(self, name: str) -> bytearray:

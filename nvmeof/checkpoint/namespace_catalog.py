@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NoReturn, Protocol
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from nvmeof.checkpoint.catalog import EPOCH_SHIFT, Catalog, CatalogEntry
 from nvmeof.checkpoint.extents import UNIT_BYTES
@@ -28,6 +28,9 @@ from nvmeof.errors import (
 )
 
 PROBE_BYTES = 1 << 20
+NUMBER_MAX = (1 << 63) - 1
+NOTHING_COMMITTED = "a commit failed before its record was written, so nothing of it counts"
+OUTCOME_UNKNOWN = "a commit failed, so what is on media is not known here"
 UNREADABLE = b"?" * UNIT_BYTES
 
 
@@ -55,10 +58,23 @@ class Rings:
 
     newest: tuple[Record | None, Record | None]
     damaged: tuple[str, ...] = ()
+    readable: tuple[bool, bool] = (True, True)
 
     @property
-    def current(self) -> Record | None:
-        return max((record for record in self.newest if record), key=lambda record: record.generation, default=None)
+    def candidates(self) -> list[Record]:
+        """The records of the highest generation. Two that differ are of writers that met; ring A's comes first."""
+        records = [record for record in self.newest if record]
+        highest = max((record.generation for record in records), default=0)
+        return list(dict.fromkeys(record for record in records if record.generation == highest))
+
+
+def _with_newest(rings: Rings, ring: int, record: Record) -> Rings:
+    first, second = rings.newest
+    return replace(rings, newest=(record, second) if ring == 0 else (first, record))
+
+
+def _padded(data: bytes) -> bytes:
+    return data.ljust(len(data) + -len(data) % UNIT_BYTES, b"\0")
 
 
 class NamespaceCatalog:
@@ -71,6 +87,7 @@ class NamespaceCatalog:
         self.catalog = Catalog(0)
         self._label: Label | None = None
         self._rings = Rings((None, None))
+        self._current: Record | None = None
         self._epoch: int | None = None
         self._failed = ""
         self._labels_to_repair: tuple[int, ...] = ()
@@ -90,15 +107,16 @@ class NamespaceCatalog:
             self._label = await self._find_label(notices)
             self.notices = notices
         rings = await self._read_rings(self.label)
-        current = rings.current
-        if current is None:
+        candidates = rings.candidates
+        if not candidates:
             raise CorruptCheckpointError(f"{self.name}: neither superblock ring has a valid record")
         for text in rings.damaged:
             if text not in self.notices:
                 self.notices.append(text)
-        catalog = self.catalog if self._rings.current == current else await self._read_catalog(current)
-        self._rings, self.catalog = rings, catalog
-        return catalog
+        if candidates != [self._current]:
+            self._current, self.catalog = await self._read_first_catalog(candidates)
+        self._rings = rings
+        return self.catalog
 
     async def _find_label(self, notices: list[str]) -> Label:
         ends = await self._read_ends()
@@ -113,7 +131,7 @@ class NamespaceCatalog:
         if label.size != self.namespace.size - self.namespace.size % UNIT_BYTES:
             data = await self._read_label(label.offsets[1])
             labels[1] = Label.decode(data, self.namespace.block_size, self.namespace.size)
-        if labels[0] is None and not any(ends[0]) and (await self._read_rings(label)).current is None:
+        if labels[0] is None and not any(ends[0]) and not (await self._read_rings(label)).candidates:
             raise CheckpointNotFoundError(f"no checkpoint store on {self.name}: formatting it was interrupted")
         if None in labels:
             notices.append(f"label {'AB'[labels.index(None)]} is damaged; the other copy is used")
@@ -140,6 +158,7 @@ class NamespaceCatalog:
     async def _read_rings(self, label: Label) -> Rings:
         newest: list[Record | None] = []
         damaged = []
+        readable = [True, True]
         for ring in (0, 1):
             best: Record | None = None
             try:
@@ -148,6 +167,7 @@ class NamespaceCatalog:
                 if not is_media_error(error):
                     raise
                 damaged.append(f"superblock ring {'AB'[ring]} is unreadable ({error})")
+                readable[ring] = False
                 data = b""
             for slot in range(len(data) // UNIT_BYTES):
                 raw = data[slot * UNIT_BYTES : slot * UNIT_BYTES + RECORD_BYTES]
@@ -157,7 +177,16 @@ class NamespaceCatalog:
                 if record is not None and (best is None or record.generation > best.generation):
                     best = record
             newest.append(best)
-        return Rings((newest[0], newest[1]), tuple(damaged))
+        return Rings((newest[0], newest[1]), tuple(damaged), (readable[0], readable[1]))
+
+    async def _read_first_catalog(self, candidates: list[Record]) -> tuple[Record, Catalog]:
+        """The first of these records of one generation whose catalog is whole."""
+        for record in candidates[:-1]:
+            try:
+                return record, await self._read_catalog(record)
+            except CorruptCheckpointError as error:
+                self.notices.append(f"{error}; the other ring's record of the same generation is used")
+        return candidates[-1], await self._read_catalog(candidates[-1])
 
     async def _read_catalog(self, record: Record) -> Catalog:
         length = record.catalog_bytes + -record.catalog_bytes % UNIT_BYTES
@@ -181,41 +210,58 @@ class NamespaceCatalog:
     async def prepare(self, force_format: bool) -> Catalog:
         """Make ready to write: format a blank namespace, rewrite a damaged label, bring a ring that lags up to date.
 
-        ``force_format`` also formats what is neither blank nor a good store. Raises UsageError without it.
+        ``force_format`` also formats what is neither blank nor a store; no store is ever formatted, damaged, newer or
+        not. Raises UsageError without it.
         """
         self._refuse_if_failed()
-        known = self._rings.current
         try:
             await self.load()
         except CheckpointNotFoundError:
             await self._format(force_format)
             await self.load()
-        except (CorruptCheckpointError, UsageError):
-            if not force_format:
-                raise
-            await self._format(force_format)
-            await self.load()
-        current = self._rings.current
+        except (CorruptCheckpointError, UsageError) as error:
+            if force_format:
+                error.args = (f"{error}; --format overwrites no checkpoint store: to give it up, zero both its ends",)
+            raise
+        current = self._current
         assert current is not None
-        if current != known:
-            self._epoch = None
+        self._epoch = None
         for offset in self._labels_to_repair:
             await self.namespace.write(offset, self.label.encode(), fua=True)
         self._labels_to_repair = ()
-        for ring, newest in enumerate(self._rings.newest):
-            if newest is None or newest.generation != current.generation:
-                await self._write_record(current, ring)
-        self._rings = Rings((current, current), self._rings.damaged)
+        if any(newest != current for newest in self._rings.newest):
+            for ring in (0, 1):
+                await self._expect(*self._rings.newest)
+                if self._rings.newest[ring] != current:
+                    await self._write_record(current, ring)
+                    self._rings = _with_newest(self._rings, ring, current)
         return self.catalog
 
+    async def claim(self) -> None:
+        """Open a new epoch by publishing the catalog as it is: what a dead writer left under way has lost from now on.
+
+        Without it a delayed record of a writer that also found the current one would have the generation of this
+        operation's only commit, and might replace it.
+        """
+        await self.publish(self.catalog.entries, self.catalog.next_sequence)
+
     async def confirm_own(self) -> None:
-        """Raise CheckpointError unless the current record is the one this session wrote last."""
-        if (await self._read_rings(self.label)).current != self._rings.current:
+        """Raise CheckpointError unless the newest record of both rings is the one this session wrote last."""
+        await self._expect(*self._rings.newest)
+
+    async def _expect(self, first: Record | None, second: Record | None) -> None:
+        """Read the rings and raise CheckpointError unless their newest records are these: ring A's and ring B's.
+
+        A ring that cannot be read is passed over, as everywhere; two are an error.
+        """
+        found = await self._read_rings(self.label)
+        pairs = zip(found.newest, (first, second), found.readable, strict=True)
+        if not any(found.readable) or any(there != wanted for there, wanted, readable in pairs if readable):
             self._superseded()
 
     async def check_superseded(self) -> None:
         """As :meth:`confirm_own`, but by two reads of 4 KiB: our own slot of ring A, and the one that comes next."""
-        current = self._rings.current
+        current = self._current
         assert current is not None
         for slot in (current.slot, (current.slot + 1) % RING_SLOTS):
             data = bytes(await self.namespace.read(self.label.slot_offset(0, slot), UNIT_BYTES))
@@ -224,53 +270,88 @@ class NamespaceCatalog:
                 self._superseded()
 
     def _superseded(self) -> NoReturn:
+        outcome = self._failed or "nothing of this save or delete was committed"
         self._failed = "another writer has taken over this namespace"
-        raise CheckpointError(f"{self.name}: {self._failed}; nothing of this save was committed")
+        raise CheckpointError(f"{self.name}: {self._failed}; {outcome}")
 
     def _refuse_if_failed(self) -> None:
         if self._failed:
             raise CheckpointError(f"{self.name}: {self._failed}; open the store again")
 
     def next_epoch(self) -> int:
-        """The epoch that the next commit of this session belongs to."""
-        current = self._rings.current
+        """The epoch that the next commit of this save or delete belongs to."""
+        current = self._current
         assert current is not None
         return self._epoch or (current.generation >> EPOCH_SHIFT) + 1
 
     async def publish(self, entries: Iterable[CatalogEntry], next_sequence: int) -> None:
         """Commit a catalog: everything written so far, and it, are on media and current when this returns.
 
-        Raises, and leaves this session unable to write, if any step fails; never retries one.
+        Raises, and leaves this session unable to write, if any step fails or another writer's record is found; never
+        retries one.
         """
         self._refuse_if_failed()
-        current = self._rings.current
+        current = self._current
         assert current is not None
         epoch = self.next_epoch()
         generation = current.generation + 1 if epoch == self._epoch else epoch << EPOCH_SHIFT | 1
+        if max(generation, next_sequence) > NUMBER_MAX:
+            raise CheckpointError(f"{self.name}: generation {generation}, sequence {next_sequence}: out of numbers")
         catalog = Catalog(generation, next_sequence, tuple(entries))
         data = catalog.encode()
         if len(data) > self.label.catalog_bytes:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: the catalog is full; delete checkpoints")
+        await self.confirm_own()
         self._epoch = epoch
-        self._failed = "a commit failed, so what is on media is not known here"
+        self._failed = NOTHING_COMMITTED
         record = await self._write_catalog(data, generation, (current.slot + 1) % RING_SLOTS)
         await self.namespace.flush()
+        if await self._spoiled_copies(record, data):
+            self._superseded()
+        await self.confirm_own()
+        before = self._rings.newest
+        self._failed = OUTCOME_UNKNOWN
         await self._write_record(record, 0)
+        await self._expect(record, before[1])
         await self._write_record(record, 1)
         await self.namespace.flush()
+        await self._expect(record, record)
+        for offset in await self._spoiled_copies(record, data):
+            await self._expect(record, record)
+            await self.namespace.write(offset, _padded(data), fua=True)
+            await self._expect(record, record)
         self._failed = ""
         self._rings = replace(self._rings, newest=(record, record))
-        self.catalog = catalog
+        self._current, self.catalog = record, catalog
 
     async def _write_catalog(self, data: bytes, generation: int, slot: int) -> Record:
-        """Both copies, to a slot that no newest record names."""
+        """Both copies, to a slot that no newest record names; the second only if no other writer has come meanwhile.
+
+        So a writer that is late spoils one copy at most of what the other one has committed into the same slot.
+        """
         in_use = {record.catalog_offsets[0] for record in self._rings.newest if record}
         place = next(i for i in range(CATALOG_SLOTS) if self.label.catalog_offset(0, i) not in in_use)
         offsets = (self.label.catalog_offset(0, place), self.label.catalog_offset(1, place))
-        padded = data.ljust(len(data) + -len(data) % UNIT_BYTES, b"\0")
-        for offset in offsets:
-            await self.namespace.write(offset, padded)
+        await self.namespace.write(offsets[0], _padded(data))
+        await self.confirm_own()
+        await self.namespace.write(offsets[1], _padded(data))
         return Record(generation, time.time_ns(), offsets, len(data), blake3_256(data), slot)
+
+    async def _spoiled_copies(self, record: Record, data: bytes) -> list[int]:
+        """Offsets of the copies of the catalog that another writer has written over. One that cannot be read is none.
+
+        Looked at before the record, and again after it: by then the other one has at most one write left under way, for
+        its next look at the rings stops it.
+        """
+        spoiled = []
+        for offset in record.catalog_offsets:
+            try:
+                if await self.namespace.read(offset, len(_padded(data))) != _padded(data):
+                    spoiled.append(offset)
+            except StatusError as error:
+                if not is_media_error(error):
+                    raise
+        return spoiled
 
     async def _write_record(self, record: Record, ring: int) -> None:
         block = record.encode(self.label.uuid, ring, self.namespace.block_size)
@@ -278,8 +359,9 @@ class NamespaceCatalog:
 
     async def _format(self, force: bool) -> None:
         """FORMAT.md, 2.6. Raises UsageError if the place is not blank and ``force`` is not given."""
-        unfinished = await self._interrupted_uuid()
-        label = Label.plan(unfinished or uuid4(), self.namespace.block_size, self.namespace.size, time.time_ns())
+        unfinished = await self._interrupted_label()
+        uuid = unfinished.uuid if unfinished else uuid4()
+        label = Label.plan(uuid, self.namespace.block_size, self.namespace.size, time.time_ns())
         ranges = ((0, label.data_start), (label.data_end, label.data_start))
         blank = unfinished is not None or await self._all_zeros(ranges)
         if not blank and not force:
@@ -295,24 +377,33 @@ class NamespaceCatalog:
                 await self._write_zeros(start, length)
             await self.namespace.flush()
         self._label = label
-        self._rings = Rings((None, None))
+        self._rings, self._current = Rings((None, None)), None
+        await self._confirm_formatting(unfinished.encode() if unfinished else bytes(UNIT_BYTES))
         await self.namespace.write(label.offsets[1], label.encode(), fua=True)
         generation = 1 << EPOCH_SHIFT | 1
         record = await self._write_catalog(Catalog(generation).encode(), generation, 0)
         await self.namespace.flush()
+        await self._confirm_formatting(label.encode())
         await self._write_record(record, 0)
         await self._write_record(record, 1)
+        await self._confirm_formatting(label.encode())
         await self.namespace.write(label.offsets[0], label.encode(), fua=True)
         await self.namespace.flush()
         self._failed = ""
 
-    async def _interrupted_uuid(self) -> UUID | None:
-        """The UUID of a formatting that was interrupted before label A, if there was one."""
+    async def _confirm_formatting(self, second: bytes) -> None:
+        """Raise CheckpointError unless there is no label A, and label B is ``second``: nobody else is formatting."""
+        first, last = await self._read_ends()
+        if any(first) or last != second:
+            self._superseded()
+
+    async def _interrupted_label(self) -> Label | None:
+        """Label B of a formatting that was interrupted before label A, if there was one."""
         first, last = await self._read_ends()
         label = Label.decode(last, self.namespace.block_size, self.namespace.size)
-        if any(first) or label is None or (await self._read_rings(label)).current is not None:
+        if any(first) or label is None or (await self._read_rings(label)).candidates:
             return None
-        return label.uuid
+        return label
 
     async def _all_zeros(self, ranges: Iterable[tuple[int, int]]) -> bool:
         for start, length in ranges:

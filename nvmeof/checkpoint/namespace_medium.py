@@ -136,7 +136,9 @@ class NamespaceMedium(Medium):
         return _NamespaceStored(self._namespace, self._name, info)
 
     async def delete(self, infos: Sequence[CheckpointInfo]) -> None:
-        catalog = await self._writer.prepare(False)
+        await self._writer.prepare(False)
+        await self._writer.claim()
+        catalog = self._writer.catalog
         doomed = {info.id for info in infos}
         await self._writer.publish(
             [entry for entry in catalog.entries if entry.id not in doomed], catalog.next_sequence
@@ -234,7 +236,7 @@ class _NamespaceStored(Stored):
         self._namespace = namespace
         self._name = name
         self._entry = entry
-        self._room = sum(extent.length for extent in entry.extents)
+        self._room = self.capacity = sum(extent.length for extent in entry.extents)
         self.info = entry
 
     async def read_part(self, name: str) -> bytearray:

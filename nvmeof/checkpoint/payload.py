@@ -87,15 +87,16 @@ class LazyPayload(Payload):
 
 @dataclass(frozen=True)
 class FileStamp:
-    """What tells that a file was not touched while it was being read."""
+    """What tells that a file was not touched while it was being read. Only ctime cannot be set back by a program."""
 
     size: int
     mtime_ns: int
+    ctime_ns: int
     inode: int
 
     @classmethod
     def of(cls, status: os.stat_result) -> FileStamp:
-        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 class FilePayload(Payload):

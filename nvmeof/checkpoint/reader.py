@@ -14,6 +14,11 @@ from nvmeof.checkpoint.table import ChunkTable, Run
 from nvmeof.codec.hashes import blake3_256, sha256
 from nvmeof.errors import CorruptCheckpointError, StatusError, UsageError
 
+SIZE_FACTOR_MAX = 2
+SIZE_SLACK_BYTES = 64 << 20
+"""A checkpoint that says it is larger than twice its place and this is not believed, and no memory is taken for it.
+Up to there (a shard that was cut off) reading goes on, to name the chunks that are missing."""
+
 DAMAGE_MAX = 1000
 """Damaged chunks that one verification lists; beyond that the list helps nobody."""
 
@@ -47,6 +52,8 @@ async def read_metadata(stored: Stored) -> tuple[RankManifest, ChunkTable]:
         raise CorruptCheckpointError(f"{what}: the rank manifest does not match the root manifest")
     manifest = RankManifest.decode(parts["rank"])
     sizes = [item.size for item in manifest.items]
+    if sum(sizes) > SIZE_FACTOR_MAX * stored.capacity + SIZE_SLACK_BYTES:
+        raise CorruptCheckpointError(f"{what}: items of {sum(sizes)} bytes in a place of {stored.capacity}")
     table = ChunkTable.decode(parts["table"], sizes)
     found = RankSummary(len(sizes), len(table), sum(sizes), summary.manifest, table.hashes_digest())
     if found != summary or manifest.kind != root.kind:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,8 +139,20 @@ def _check_names(items: Sequence[Item]) -> None:
             raise CorruptCheckpointError(
                 f"the checkpoint has a {item.kind} with the unacceptable name {item.name!r:.100}"
             )
+        target = item.target if item.kind == "symlink" else "none"
+        if not target or "\0" in target or not _encodable(item.name + target):
+            what = f"{item.kind} {item.name!r:.100} (target {item.target!r:.100})"
+            raise CorruptCheckpointError(f"the checkpoint has the {what}, which no file system can hold")
         if item.kind == "directory":
             directories.add(item.name)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _umask() -> int:
@@ -217,7 +230,7 @@ class NpzSink(_FileSink):
         if manifest.kind != STATE or manifest.skeleton != flat_skeleton(items):
             raise UsageError(f"the state is nested or has values that are not arrays: {self._path} cannot take it")
         for item in items:
-            if item.kind != "array" or numpy_dtype(item.dtype).metadata or "/" in item.name:
+            if item.kind != "array" or numpy_dtype(item.dtype).metadata or not _is_member(item.name):
                 raise UsageError(
                     f"{item.name!r} ({item.dtype or item.kind}) does not fit in {self._path}; .safetensors takes it"
                 )
@@ -226,9 +239,14 @@ class NpzSink(_FileSink):
         return [MemoryDestination(memory.data) for memory in self._memory]
 
     def finish(self) -> None:
-        arrays: dict[str, Any] = {}
-        for item, memory in zip(self._items, self._memory, strict=True):
-            arrays[item.name] = restore_item(item, memory)
-        with open(self._temporary, "xb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        with zipfile.ZipFile(self._temporary, "x") as archive:
+            for item, memory in zip(self._items, self._memory, strict=True):
+                with archive.open(f"{item.name}.npy", "w", force_zip64=True) as member:
+                    array = np.asanyarray(restore_item(item, memory))
+                    np.lib.format.write_array(member, array, allow_pickle=False)
         self.publish()
+
+
+def _is_member(name: str) -> bool:
+    """Whether an array of that name can be in an archive."""
+    return "/" not in name and "\0" not in name and name.isprintable()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -113,9 +114,20 @@ def flat_skeleton(items: Sequence[Item]) -> object:
 
 def load_npz(path: Path) -> Contents:
     """The arrays of an .npz file, loaded. Pickled objects are refused."""
+    arrays = {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        opened = np.load(path, allow_pickle=False)
+        if not isinstance(opened, np.lib.npyio.NpzFile):
+            raise UsageError(f"{path} is no .npz file: it holds a single array")
+        with opened as archive:
+            for name in archive.files:
+                arrays[name] = archive[name]
+                if not isinstance(arrays[name], np.ndarray):
+                    raise UsageError(f"{path} is no .npz file of plain arrays: {name!r} is none")
+    except UsageError:
+        raise
+    except (ValueError, EOFError, OverflowError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"{path} is no .npz file of plain arrays: {error}") from None
+    except MemoryError as error:
+        raise UsageError(f"{path} does not fit into memory: {error}") from None
     return flatten(arrays)

@@ -24,6 +24,10 @@ DEPTH_MAX = 100
 """Levels of nesting. Real optimizer states have five; each level costs three in JSON, whose limit is about 1000."""
 
 
+INTEGER_BITS_MAX = 14_000
+"""Of one integer. Python neither reads nor prints those of more than 4300 digits, which is 14284 bits."""
+
+
 def flatten(state: Mapping[Any, object], metadata: Mapping[str, str] | None = None) -> Contents:
     """Take a state dict apart. Nothing is copied but arrays that are not contiguous, and those when they are saved.
 
@@ -33,6 +37,9 @@ def flatten(state: Mapping[Any, object], metadata: Mapping[str, str] | None = No
     """
     if not isinstance(state, Mapping):
         raise UsageError(f"a state is a mapping of names to values, got {type(state).__name__}")
+    for key, text in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise UsageError(f"metadata is text by text, got {key!r:.60}: {text!r:.60}")
     flattener = _Flattener()
     skeleton = flattener.visit(state, (), 0)
     manifest = RankManifest(STATE, tuple(flattener.items), skeleton, dict(metadata or {}))
@@ -48,6 +55,10 @@ class _Flattener:
     def visit(self, value: object, path: tuple[str, ...], depth: int) -> object:
         if depth > DEPTH_MAX:
             raise UsageError(f"state{_dotted(path[:8])}... has more than {DEPTH_MAX} levels, or contains itself")
+        if type(value) is int and value.bit_length() > INTEGER_BITS_MAX:
+            raise UsageError(
+                f"state{_dotted(path)} is an integer of {value.bit_length()} bits; wanted at most {INTEGER_BITS_MAX}"
+            )
         if value is None or type(value) in (bool, int, str):
             return value
         if type(value) is float:
@@ -92,12 +103,16 @@ def _leaf(value: object, path: tuple[str, ...]) -> _Leaf | None:
     if isinstance(value, np.ma.MaskedArray):
         return None
     if isinstance(value, np.ndarray | np.generic):
+        array = np.asarray(value)
         try:
-            dtype = dtypes.name_of_numpy(value.dtype)
+            dtype = dtypes.name_of_numpy(_stored_dtype(value, array))
+            width = dtypes.numpy_dtype(dtype).itemsize
         except UsageError as error:
             raise UsageError(f"state{_dotted(path)}: {error}") from None
+        if math.prod(array.shape) * width != array.nbytes:
+            raise UsageError(f"state{_dotted(path)}: {array.nbytes} bytes for {dtype} of shape {array.shape}")
         origin = "scalar" if isinstance(value, np.generic) else "numpy"
-        return "array", dtype, value.shape, origin, _numpy_payload(np.asarray(value))
+        return "array", dtype, array.shape, origin, _numpy_payload(array)
     if isinstance(value, bytes | bytearray | memoryview):
         memory = memoryview(value)
         if not memory.c_contiguous:
@@ -111,6 +126,11 @@ def _leaf(value: object, path: tuple[str, ...]) -> _Leaf | None:
         except UsageError as error:
             raise UsageError(f"state{_dotted(path)}: {error}") from None
     return None
+
+
+def _stored_dtype(value: NDArray[Any] | np.generic, array: NDArray[Any]) -> np.dtype[Any]:
+    """That of the bytes. An empty ``np.str_`` has no width, but numpy gives the array of it one character."""
+    return value.dtype if value.dtype.itemsize == array.dtype.itemsize else array.dtype
 
 
 def _numpy_payload(array: NDArray[Any]) -> Payload:
@@ -153,6 +173,16 @@ def restore_item(item: Item, memory: bytearray | NDArray[np.uint8]) -> object:
     """The value of one item from its loaded bytes. Shares the memory but for ``bytes`` and scalars."""
     if isinstance(memory, bytearray):
         return bytes(memory) if item.origin == "bytes" else memory
+    try:
+        return _restore_array(item, memory)
+    except CorruptCheckpointError:
+        raise
+    except (ValueError, OverflowError, TypeError, RuntimeError) as error:
+        what = f"item {item.name!r:.80} of type {item.dtype:.40} and {len(item.shape)} dimensions"
+        raise CorruptCheckpointError(f"{what}: {error}") from None
+
+
+def _restore_array(item: Item, memory: NDArray[np.uint8]) -> object:
     torch = sys.modules.get("torch")
     if item.origin == "torch" and torch is not None and item.dtype in dtypes.TORCH_NAMES:
         _check_shape(item, dtypes.element_bytes(item.dtype) or 1)
@@ -199,7 +229,7 @@ def _build(node: object, values: Sequence[object], depth: int) -> Any:
             return tuple(_build(item, values, depth + 1) for item in body)
         if tag == "d" and isinstance(body, list):
             return {_build(key, values, depth + 1): _build(item, values, depth + 1) for key, item in body}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CorruptCheckpointError(f"skeleton: {reprlib.repr(node)}: {error}") from None
     raise CorruptCheckpointError(f"skeleton: {reprlib.repr(node)} is not a node")
 

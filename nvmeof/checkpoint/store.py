@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from nvmeof.checkpoint.sinks import MemorySink, Sink, open_sink
 from nvmeof.checkpoint.state import flatten
 from nvmeof.checkpoint.table import RUN_BYTES
 from nvmeof.checkpoint.writer import write_checkpoint
-from nvmeof.errors import CheckpointNotFoundError, CorruptCheckpointError, UncommittedError, UsageError
+from nvmeof.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, UncommittedError, UsageError
 
 WINDOW_BYTES = 64 << 20
 """Bytes in flight of one save or load by default: 16 runs of 4 MiB, which is
@@ -33,6 +34,10 @@ IO_TIMEOUT_SECONDS = 120.0
 """For one command, unless the caller says otherwise: a Flush may have to wait for a slow disk behind the target."""
 
 STEP_MAX = (1 << 63) - 1
+
+SCHEME = "nvme+tcp://"
+_NEARLY_URL = re.compile(r"nvme(\+\w*)?:", re.IGNORECASE)
+"""Where a slash was forgotten; a directory of such a name can be called ./NAME."""
 
 Step = int | Literal["latest"]
 
@@ -98,14 +103,13 @@ class Store:
             if not isinstance(place, str | os.PathLike):
                 return NamespaceMedium(place, "namespace", force_format=format, reclaim=reclaim)
             text = os.fspath(place)
-            if text.startswith("nvme"):
-                if "://" in text:
-                    return await _connect_namespace(text, connection, format, reclaim)
-            elif "://" in text:
-                raise UsageError(f"{text} is neither nvme+tcp://HOST:PORT/SUBNQN/NSID nor a directory")
+            if text.lower().startswith(SCHEME):
+                return await _connect_namespace(text, connection, format, reclaim)
+            if not text or "\0" in text or "://" in text or _NEARLY_URL.match(text):
+                raise UsageError(f"{text!r} is neither nvme+tcp://HOST:PORT/SUBNQN/NSID nor a directory")
             if connection:
                 raise UsageError(f"a directory takes no connection options, got {', '.join(connection)}")
-            return DirectoryMedium(text, executor, force_format=format)
+            return DirectoryMedium(text, executor, force_format=format, reclaim=reclaim)
 
         return cls(connect, window_bytes, threads)
 
@@ -137,19 +141,27 @@ class Store:
         state: Mapping[Any, object] | Contents,
         *,
         metadata: Mapping[str, str] | None = None,
+        verify: bool = False,
         progress: Progress | None = None,
     ) -> CheckpointInfo:
         """Save a state dict (see :func:`~nvmeof.checkpoint.state.flatten`) or opened files as ``step``.
 
+        ``verify`` reads everything back after the commit, as :meth:`verify` does; the checkpoint stays if that fails.
+
         Raises UsageError (bad step or state, the step exists), OSError (no space, directory I/O), StatusError,
         ConnectionLost and CheckpointError; then nothing was committed, or, if the commit record's own completion was
-        lost, either nothing or the whole checkpoint.
+        lost, either nothing or the whole checkpoint. With ``verify`` also VerificationError.
         """
         if type(step) is not int or not 0 <= step <= STEP_MAX:
             raise UsageError(f"step is {step!r}, wanted an integer from 0 to {STEP_MAX}")
         contents = state if isinstance(state, Contents) else flatten(state, metadata)
         async with self._changing:
-            return await write_checkpoint(self._medium, step, contents, self._executor, self._workers, progress)
+            info = await write_checkpoint(self._medium, step, contents, self._executor, self._workers, progress)
+        if verify:
+            result = await self.examine(info)
+            if result.damage:
+                raise VerificationError([result])
+        return info
 
     async def ls(self) -> list[CheckpointInfo]:
         """Every checkpoint, committed or not, in the order of commits.
@@ -211,6 +223,8 @@ class Store:
             await in_thread(self._executor, sink.abort)
             if isinstance(error, CorruptCheckpointError):
                 await self._check_still_there(info)
+            if isinstance(error, MemoryError):
+                raise CheckpointError(f"step {info.step}, {info.size} bytes, does not fit into memory") from None
             raise
 
     async def _check_still_there(self, info: CheckpointInfo) -> None:
@@ -247,7 +261,11 @@ class Store:
             await stored.close()
 
     async def verify(self, step: Step | None = None, *, progress: Progress | None = None) -> list[Verification]:
-        """Read one checkpoint, or all committed ones, back from the medium and verify every byte.
+        """Read one checkpoint, or all committed ones, back and verify every byte.
+
+        What is read is what the place returns now: a target may answer from its cache, and a file system from pages
+        that are not yet written back or that it will not drop. So this finds bytes that went wrong on the way, and
+        those that went wrong at rest once the caches are cold (after a restart); it is no proof of what is on media.
 
         Returns what was examined if all of it is good. Raises VerificationError, after examining everything, if not;
         CheckpointNotFoundError or UncommittedError if there is nothing (committed) to verify.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import shlex
@@ -152,6 +153,9 @@ async def serve(config: TargetConfig, *, as_json: bool = False) -> None:
                 await add_subsystem(target, wanted)
             for each in config.listeners:
                 await _listen(target, each)
+            # What was loaded by now stays: the collector need not look at it again (2 % of a core under 4 KiB reads).
+            gc.collect()
+            gc.freeze()
             print(ready_json(target) if as_json else ready_text(target), flush=True)
             await first.wait()
             print(f"nvmeof: draining, {DRAIN_SECONDS:.0f} s at most; a second signal stops at once", file=sys.stderr)

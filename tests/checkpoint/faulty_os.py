@@ -51,7 +51,8 @@ class FaultyOs:
         if number in self.errors:
             raise OSError(self.errors[number], os.strerror(self.errors[number]), name)
 
-    def open(self, path: str, flags: int, mode: int = 0o777) -> int:
+    def open(self, path: str, flags: int, mode: int = 0o777, dir_fd: int | None = None) -> int:
+        path = self._absolute(path, dir_fd)
         new = bool(flags & os.O_CREAT) and not os.path.lexists(path)
         if flags & os.O_CREAT:
             self._call("open")
@@ -92,7 +93,11 @@ class FaultyOs:
         os.mkdir(path)
         self.names.append((os.path.dirname(path), lambda: _remove(path)))
 
-    def rename(self, source: str, target: str) -> None:
+    def _absolute(self, path: str, directory: int | None) -> str:
+        return path if directory is None else os.path.join(self.paths[directory], path)
+
+    def rename(self, source: str, target: str, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
+        source, target = self._absolute(source, src_dir_fd), self._absolute(target, dst_dir_fd)
         self._call("rename")
         kept = os.path.lexists(target)
         os.rename(source, target)

@@ -242,3 +242,13 @@ def test_a_foreign_namespace_is_not_overwritten(live_target: LiveTarget, tmp_pat
     assert run("ls", live_target.url).code == 10
     assert run("save", live_target.url, tmp_path / "x.npz", "--step", 1, "--format").code == 0
     assert run("verify", live_target.url).code == 0
+
+
+def test_a_store_inside_what_is_saved_is_refused(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/a").write_bytes(b"a")
+    for store in (tmp_path / "src", tmp_path / "src/store"):
+        result = run("save", store, tmp_path / "src", "--step", 1)
+        assert (result.code, "lies in" in result.err) == (64, True)
+    assert sorted(path.name for path in (tmp_path / "src").iterdir()) == ["a"]
+    assert run("save", tmp_path / "src-store", tmp_path / "src", "--step", 1, "--verify").code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from safetensors.numpy import load_file
 
 from nvmeof.checkpoint import CheckpointInfo, Store, VerificationError, directory_medium
 from nvmeof.checkpoint.medium import COMMITTED, CORRUPT, WRITING
-from nvmeof.errors import CheckpointNotFoundError, CorruptCheckpointError, UncommittedError, UsageError
+from nvmeof.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, UncommittedError, UsageError
 
 from .states import assert_same, big_state, small_state
 
@@ -92,7 +93,14 @@ async def test_two_savers_of_one_step_leave_one_whole_checkpoint(tmp_path: Path)
             assert_same(await one.load(2), small_state(2))
 
 
-async def test_a_step_that_somebody_else_committed_meanwhile_is_not_displaced(tmp_path: Path) -> None:
+def without_locks(_fd: int, _operation: int) -> None:
+    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+async def test_without_locks_a_step_that_somebody_else_committed_meanwhile_is_not_displaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", without_locks)
     path = await saved(tmp_path / "s", 1)
 
     def save_the_same_step(done: int, total: int) -> None:
@@ -107,6 +115,108 @@ async def test_a_step_that_somebody_else_committed_meanwhile_is_not_displaced(tm
         assert await listed(path) == [(1, COMMITTED), (2, COMMITTED)]
         assert_same(await store.load(2), small_state(2))
     assert sorted(entry.name for entry in path.iterdir()) == ["nvmeof-store.json", "step-1", "step-2"]
+
+
+async def test_a_second_save_or_delete_is_refused_while_one_is_under_way(tmp_path: Path) -> None:
+    path = await saved(tmp_path / "s", 1, 2)
+    async with Store.open(path, window_bytes=4 << 20) as one, Store.open(path) as two:
+        started = asyncio.Event()
+        saving = asyncio.create_task(one.save(7, big_state(1), progress=lambda done, total: started.set()))
+        await started.wait()
+        for call in (two.save(7, small_state(7)), two.save(8, small_state(8)), two.delete(1)):
+            with pytest.raises(CheckpointError, match="another save or delete is in progress"):
+                await call
+        await saving
+        assert_same(await two.load(7), big_state(1))
+        assert (await two.save(8, small_state(8))).sequence == 4
+        await two.delete(1)
+
+
+async def test_a_commit_goes_into_its_own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = await saved(tmp_path / "s", 1)
+    publish = directory_medium._DirectoryDraft._publish
+
+    def swapped(draft: Any) -> None:
+        publish(draft)
+        os.rename(path / "step-2", path / "elsewhere")
+        os.mkdir(path / "step-2")
+
+    monkeypatch.setattr(directory_medium._DirectoryDraft, "_publish", swapped)
+    async with Store.open(path) as store:
+        with pytest.raises(CheckpointError, match="replaced by somebody else"):
+            await store.save(2, small_state(2))
+    assert not list((path / "step-2").iterdir())
+
+
+async def test_sequences_pass_over_a_commit_that_cannot_be_read_and_end_at_the_limit(tmp_path: Path) -> None:
+    path = await saved(tmp_path / "s", 1, 2)
+    commit = path / "step-2/COMMIT"
+    good = commit.read_bytes()
+    commit.write_bytes(b"x")
+    await saved(path, 3)
+    commit.write_bytes(good)
+    async with Store.open(path) as store:
+        assert (await store.resolve()).step == 3
+        commit = path / "step-3/COMMIT"
+        record = json.loads(commit.read_bytes())
+        record["sequence"] = (1 << 63) - 1
+        commit.write_text(json.dumps(record))
+        with pytest.raises(CheckpointError, match="the next commit would be number"):
+            await store.save(4, small_state(4))
+    assert not (path / "step-4").exists()
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo", "link to nowhere that is a loop"])
+async def test_a_commit_that_is_no_file_leaves_the_other_checkpoints(tmp_path: Path, kind: str) -> None:
+    path = await saved(tmp_path / "s", 1, 2)
+    commit = path / "step-1/COMMIT"
+    commit.unlink()
+    if kind == "directory":
+        commit.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(commit)
+    else:
+        commit.symlink_to("COMMIT")
+    assert sorted(await listed(path)) == [(1, CORRUPT), (2, COMMITTED)]
+    async with Store.open(path) as store:
+        assert_same(await store.load(2), small_state(2))
+
+
+async def test_reclaim_removes_what_interrupted_saves_left(tmp_path: Path) -> None:
+    path = await saved(tmp_path / "s", 1, 2)
+    for name in (f"step-5.tmp-{'0' * 32}", f"step-2.uncommitted-{'1' * 32}"):
+        shutil.copytree(path / "step-2", path / name)
+    async with Store.open(path, reclaim=True) as store:
+        await store.save(6, small_state(6))
+    assert sorted(entry.name for entry in path.iterdir()) == ["nvmeof-store.json", "step-1", "step-2", "step-6"]
+
+
+async def test_save_can_verify_what_it_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Store.open(tmp_path / "s") as store:
+        await store.save(1, small_state(1), verify=True)
+        publish = directory_medium._DirectoryDraft._publish
+
+        def flipped(draft: Any) -> None:
+            shard = Path(draft._path) / "shard-00000.safetensors"
+            shard.write_bytes(_flipped(shard.read_bytes(), shard.stat().st_size - 1))
+            publish(draft)
+
+        monkeypatch.setattr(directory_medium._DirectoryDraft, "_publish", flipped)
+        with pytest.raises(VerificationError, match="step 2"):
+            await store.save(2, small_state(2), verify=True)
+
+
+@pytest.mark.parametrize("place", ["", "nvme+tcp:/host/x", "nvme+tcp:host", "NVME:/x", "nvme+tcp//:x://", "a\0b"])
+async def test_misspelt_places_are_refused(place: str) -> None:
+    with pytest.raises(UsageError, match=r"is neither nvme\+tcp://"):
+        async with Store.open(place):
+            pass
+
+
+async def test_the_scheme_of_a_url_may_be_in_capitals() -> None:
+    with pytest.raises(OSError, match=r"127\.0\.0\.1"):
+        async with Store.open("NVME+TCP://127.0.0.1:1/nqn.2026-11.org.example:x/1"):
+            pass
 
 
 def no_commit(path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nvmeof.checkpoint import DamagedError, Store, canonical
@@ -32,6 +34,7 @@ class InMemory(Stored):
         self.info = replace(info, parts={name: Part(0, len(part), blake3_256(part)) for name, part in parts.items()})
         self.parts = parts
         self.data = data
+        self.capacity = len(data)
         self.fail: Callable[[int, int], None] = lambda offset, length: None
 
     async def read_part(self, name: str) -> bytearray:
@@ -182,3 +185,17 @@ async def test_media_errors_are_narrowed_down_to_chunks(stored: InMemory) -> Non
         reader = Reader(stored, manifest, table, [Discard()] * len(manifest.items), executor)
         with pytest.raises(DamagedError, match="unreadable"):
             await reader.run(2)
+
+
+async def test_items_far_larger_than_their_place_are_corruption_before_memory_is_taken(tmp_path: Path) -> None:
+    async with Store.open(tmp_path / "s") as store:
+        await store.save(1, {"a": np.zeros(100 << 20, dtype=np.uint8)})
+        os.truncate(tmp_path / "s/step-1/shard-00000.safetensors", 1000)
+        with pytest.raises(CorruptCheckpointError, match="bytes in a place of 1000"):
+            await store.load(1)
+        commit = tmp_path / "s/step-1/COMMIT"
+        record = json.loads(commit.read_bytes())
+        record["parts"]["rank"][1] = 1 << 62
+        commit.write_text(json.dumps(record))
+        with pytest.raises(CorruptCheckpointError, match=f"wanted {1 << 62}"):
+            await store.load(1)

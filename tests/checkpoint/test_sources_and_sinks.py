@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from nvmeof.checkpoint import Contents, Store, open_source
 from nvmeof.checkpoint.manifest import FILES, Item, RankManifest
-from nvmeof.checkpoint.payload import MemoryPayload
-from nvmeof.checkpoint.sinks import open_sink
+from nvmeof.checkpoint.payload import FileStamp, MemoryPayload
+from nvmeof.checkpoint.sinks import DirectorySink, open_sink
 from nvmeof.errors import CheckpointError, CorruptCheckpointError, UsageError
 
 from .states import assert_same, big_state, small_state
@@ -224,3 +225,56 @@ def test_a_safetensors_file_whose_embedded_manifest_does_not_fit_is_refused(tmp_
     save_file({"a": np.zeros(3)}, tmp_path / "y.safetensors", {"nvmeof.manifest": manifest.encode().decode()})
     with pytest.raises(UsageError, match="does not fit the tensors"):
         open_source(tmp_path / "y.safetensors")
+
+
+async def test_npz_members_may_have_the_names_of_numpys_parameters(tmp_path: Path) -> None:
+    state = {"file": np.arange(3), "allow_pickle": np.ones(2), "args": np.zeros((2, 0))}
+    async with Store.open(tmp_path / "s") as store:
+        await store.save(1, state)
+        await store.load_to(tmp_path / "x.npz", 1)
+    _same_arrays(tmp_path / "x.npz", state)
+
+
+def _same_arrays(path: Path, state: dict[str, Any]) -> None:
+    with np.load(path, allow_pickle=False) as archive:
+        assert sorted(archive.files) == sorted(state)
+        for name, array in state.items():
+            assert np.array_equal(archive[name], array)
+
+
+def test_an_npz_that_is_a_single_array_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "x.npz").open("wb") as file:
+        np.save(file, np.arange(3))
+    with pytest.raises(UsageError, match="single array"):
+        open_source(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        Item("a", "symlink", target=""),
+        Item("a", "symlink", target="a\0b"),
+        Item("a", "symlink", target="\ud800"),
+        Item("\ud800", "file"),
+    ],
+)
+def test_what_no_file_system_can_hold_is_corruption(tmp_path: Path, item: Item) -> None:
+    with pytest.raises(CorruptCheckpointError):
+        DirectorySink(tmp_path / "out").prepare(RankManifest("files", (item,)))
+
+
+def test_two_files_of_one_name_are_corruption() -> None:
+    item = Item("a", "file", mode=0o644)
+    with pytest.raises(CorruptCheckpointError, match="two files of one name"):
+        RankManifest.decode(RankManifest("files", (item, item)).encode())
+
+
+def test_a_file_whose_mtime_was_set_back_has_changed(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    before = path.stat()
+    stamp = FileStamp.of(before)
+    time.sleep(0.02)
+    path.write_bytes(b"two")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert FileStamp.of(path.stat()) != stamp

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from nvmeof.checkpoint.manifest import Item
 from nvmeof.checkpoint.payload import Contents, LazyPayload, MemoryPayload, Scratch
 from nvmeof.checkpoint.state import DEPTH_MAX, allocate, array_bytes, flatten, restore_item, unflatten
 from nvmeof.errors import CorruptCheckpointError, UsageError
@@ -250,3 +251,30 @@ def test_torch_checkpoints_load_without_torch(monkeypatch: pytest.MonkeyPatch) -
     assert loaded["w"].dtype == np.uint16
     assert loaded["w"].tolist() == [0x3F80] * 3
     assert_same(loaded["f"], np.ones(2, dtype=np.float32))
+
+
+@pytest.mark.parametrize("value", [np.str_(""), np.bytes_(b""), np.str_("ab"), np.zeros(2, "U0")])
+def test_text_without_width_comes_back(value: Any) -> None:
+    back = through({"a": value})["a"]
+    assert back.tolist() == value.tolist()
+
+
+def test_integers_that_python_cannot_print_and_metadata_that_is_no_text_are_refused() -> None:
+    assert through({"a": 10**4000}) == {"a": 10**4000}
+    with pytest.raises(UsageError, match=r"state\['a'\] is an integer of \d+ bits"):
+        flatten({"a": 10**5000})
+    with pytest.raises(UsageError, match="metadata is text by text"):
+        flatten({}, {"epoch": 3})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("shape", [(1 << 62, 0), (1,) * 70 + (0,)])
+def test_shapes_that_numpy_cannot_have_are_corruption(shape: tuple[int, ...]) -> None:
+    item = Item("a", "array", 0, dtype="F32", shape=shape, origin="numpy")
+    with pytest.raises(CorruptCheckpointError, match="item 'a'"):
+        restore_item(item, np.empty(0, dtype=np.uint8))
+
+
+@pytest.mark.parametrize("node", [{"f": "0x1p99999"}, {"c": [{"f": "0x1p9999"}, 1]}])
+def test_numbers_that_overflow_are_corruption(node: object) -> None:
+    with pytest.raises(CorruptCheckpointError, match="skeleton"):
+        unflatten({"d": [["a", node]]}, [])
