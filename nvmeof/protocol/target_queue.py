@@ -110,6 +110,7 @@ class TargetQueue(QueuePair):
         self._response_flags = 0
         self._data_flags = LAST
         self._data_pdo = DATA_HLEN
+        self._padding = b""
         self._plain = True
         """C2HData has neither digests nor padding."""
 
@@ -272,7 +273,8 @@ class TargetQueue(QueuePair):
         """Header, padding and digests around the payload at ``offset`` + PDO. Returns the size of the PDU."""
         pdo = self._data_pdo
         size = pdo + length
-        slab[offset + DATA_HLEN : offset + pdo] = bytes(pdo - DATA_HLEN)
+        if self._padding:
+            slab[offset + pdo - len(self._padding) : offset + pdo] = self._padding
         if self.data_digest:
             PUT_DIGEST(slab, offset + size, crc32c(slab[offset + pdo : offset + size]))
             size += DIGEST_SIZE
@@ -339,6 +341,7 @@ class TargetQueue(QueuePair):
         self._data_flags = LAST | self._response_flags | (DDGST if self.data_digest else 0)
         alignment = 4 * (request.alignment + 1)
         self._data_pdo = -(-(DATA_HLEN + header) // alignment) * alignment
+        self._padding = bytes(self._data_pdo - DATA_HLEN - header)
         self._plain = not digest and self._data_pdo == DATA_HLEN
 
     def _on_capsule(self, start: int, available: int, flags: int, hlen: int, pdo: int, plen: int) -> int:
