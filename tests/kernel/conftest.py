@@ -16,6 +16,7 @@ from .nvmet import Nvmet
 from .target import Target
 
 KERNEL_SERIES = ("6.1", "6.12")
+BOOT_ATTEMPTS = 3
 
 
 class Machine:
@@ -29,8 +30,17 @@ class Machine:
     def guest(self) -> Guest:
         if self._guest is None or self._guest.broken:
             self.close()
-            self._guest = Guest(self._boot, self._directory)
+            self._guest = self._booted()
         return self._guest
+
+    def _booted(self) -> Guest:
+        """A boot now and then dies of an int3 while Linux patches its own code under QEMU's emulation."""
+        for _ in range(BOOT_ATTEMPTS - 1):
+            try:
+                return Guest(self._boot, self._directory)
+            except GuestError as error:
+                print(error)
+        return Guest(self._boot, self._directory)
 
     def close(self) -> None:
         if self._guest:

@@ -46,7 +46,7 @@ def test_data_survives(serve: Serve, host: KernelHost, digests: str, queues: str
     assert host.guest.ok(f"cat {host.sysfs(controller)}/queue_count").strip() == str(io_queues + 1)
     assert host.guest.ok(f"cat /sys/block/{disk[5:]}/queue/logical_block_size").strip() == str(block_size)
     host.guest.ok(
-        f"fio --name=data --filename={disk} --rw=randwrite --bsrange={block_size}-128k --size=2m --numjobs=2"
+        f"fio --name=data --filename={disk} --rw=randwrite --bsrange={block_size}-256k --size=2m --numjobs=2"
         " --offset_increment=64m --verify=crc32c --verify_fatal=1 --ioengine=libaio --iodepth=8 --direct=1"
     )
     host.disconnect(target)

@@ -20,7 +20,7 @@ def test_mixed_sizes_verify(serve: Serve, host: KernelHost) -> None:
     target = serve()
     host.connect(target, "--nr-io-queues=2 --data-digest")
     host.guest.ok(
-        f"fio --name=mixed --filename={host.disk(target)} --rw=randrw --bsrange=4k-128k --size=24m --numjobs=2"
+        f"fio --name=mixed --filename={host.disk(target)} --rw=randrw --bsrange=4k-256k --size=24m --numjobs=2"
         " --offset_increment=64m --verify=crc32c --verify_fatal=1 --verify_backlog=64 --ioengine=libaio --iodepth=16"
         " --direct=1",
         timeout=180,

@@ -21,7 +21,7 @@ CONNECT = "--nr-io-queues=2 --data-digest --reconnect-delay=1 --ctrl-loss-tmo=60
 def verified_load(host: KernelHost, disk: str) -> Iterator[None]:
     """Writes for about six seconds, or for as long as faults hold them up, and then checks what was written."""
     fio = (
-        f"fio --name=load --filename={disk} --rw=randwrite --bsrange=4k-128k --size=24m --verify=crc32c"
+        f"fio --name=load --filename={disk} --rw=randwrite --bsrange=4k-256k --size=24m --verify=crc32c"
         " --ioengine=libaio --iodepth=16 --direct=1"
     )
     # The kernel's nvme-tcp sends without MSG_NOSIGNAL: who submits I/O while the connection breaks gets a SIGPIPE.

@@ -26,7 +26,7 @@ def record_session(host: KernelHost, target: Target, options: str, file: Path) -
         host.guest.ok(f"nvme id-ctrl {controller} && nvme smart-log {controller} && nvme error-log {controller}")
         host.guest.ok(f"yes '{PATTERN.decode().strip()}' | dd of={disk} bs=64k count=4 iflag=fullblock oflag=direct")
         host.guest.ok(
-            f"fio --name=data --filename={disk} --rw=randwrite --bsrange=4k-128k --size=2m --verify=crc32c"
+            f"fio --name=data --filename={disk} --rw=randwrite --bsrange=4k-256k --size=2m --verify=crc32c"
             " --verify_fatal=1 --ioengine=libaio --iodepth=8 --direct=1"
         )
         host.guest.ok(f"blkdiscard -l 1048576 {disk} && blkdiscard -z -l 1048576 {disk} && nvme flush {disk}")
