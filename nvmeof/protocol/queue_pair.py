@@ -267,8 +267,9 @@ class QueuePair(ABC):
             return available >= hlen
         if available < hlen + DIGEST_SIZE:
             return False
-        (received,) = READ_DIGEST(self._scratch, start + hlen)
-        if crc32c(self._scratch[start : start + hlen]) != received:
+        scratch = self._scratch
+        received = READ_DIGEST(scratch, start + hlen)[0]
+        if crc32c(scratch[start : start + hlen]) != received:
             raise RemoteProtocolError(
                 f"header digest {received:#010x} does not match the header",
                 fatal_error_status=FatalErrorStatus.HEADER_DIGEST_ERROR,

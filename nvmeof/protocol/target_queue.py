@@ -167,11 +167,12 @@ class TargetQueue(QueuePair):
         if start + pdo + length + DIGEST_SIZE + self._response_size > self._slab_size:
             start = self._room(pdo + length + DIGEST_SIZE + self._response_size)
         slab, size = self._slab, pdo + length
-        if not fill(offset, slab[start + pdo : start + size]):
+        view = slab[start + pdo : start + size]
+        if not fill(offset, view):
             return False
         success = not (self.flow_control or dw0)
         if not self._plain:
-            size = self._put_data(slab, start, cid, length, success=success)
+            size = self._put_data(slab, start, cid, view, success)
         else:
             flags = LAST | SUCCESS if success else LAST
             PACK_DATA_INTO(slab, start, C2H_DATA, flags, DATA_HLEN, pdo, size, cid, 0, 0, length)
@@ -207,7 +208,7 @@ class TargetQueue(QueuePair):
             return
         self._close_segment()
         success = not self.flow_control
-        size = self._put_data(slab, 0, cid, length, success=success)
+        size = self._put_data(slab, 0, cid, slab[self._data_pdo : self._data_pdo + length], success)
         self._output.append(slab[:size])
         self._to_release.append(slab)
         self.output_bytes += size
@@ -269,14 +270,14 @@ class TargetQueue(QueuePair):
 
     # --- output -----------------------------------------------------------------------------------------------------
 
-    def _put_data(self, slab: memoryview, offset: int, cid: int, length: int, *, success: bool) -> int:
+    def _put_data(self, slab: memoryview, offset: int, cid: int, payload: memoryview, success: bool) -> int:
         """Header, padding and digests around the payload at ``offset`` + PDO. Returns the size of the PDU."""
-        pdo = self._data_pdo
+        pdo, length = self._data_pdo, len(payload)
         size = pdo + length
         if self._padding:
             slab[offset + pdo - len(self._padding) : offset + pdo] = self._padding
         if self.data_digest:
-            PUT_DIGEST(slab, offset + size, crc32c(slab[offset + pdo : offset + size]))
+            PUT_DIGEST(slab, offset + size, crc32c(payload))
             size += DIGEST_SIZE
         flags = self._data_flags | SUCCESS if success else self._data_flags
         PACK_DATA_INTO(slab, offset, C2H_DATA, flags, DATA_HLEN, pdo, size, cid, 0, 0, length)
