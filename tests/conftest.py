@@ -41,6 +41,8 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[]
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
     if item.path.relative_to(ROOT).parts[0] in ON_BOTH_LOOPS:
         loops["uvloop"] = uvloop.new_event_loop
+        if os.environ.get("NVMEOF_TEST_QUICK"):
+            del loops["asyncio"]
     return loops
 
 
