@@ -88,8 +88,51 @@ WRITES_OFF_LOOP = 32
 """After a stall, so many writes in a row must be quick in threads before they return to the loop. That is a
 millisecond of hops when the stall was only the scheduler's doing, which the clock cannot tell."""
 
+VERIFY_PIECE_BYTES = 1 * MIB
+"""A Verify of a volume without checksums reads this much at a time: one MDTS."""
+
 SIDECAR_BYTES_MAX = 4096
 """A sidecar is 160 bytes; more is some other file."""
+
+POOL_STRIPES_IN_FLIGHT_MAX = 8
+"""Stripes being written at a time, about 1 MiB of data each: enough to keep two threads busy, 12 MiB of memory."""
+
+POOL_RESERVE_SEGMENTS = (4, 2, 0)
+"""Free segments that user writes, the cleaner, and a commit of the map leave alone. The cleaner's two take what it moves
+before a commit frees the originals; the commit's own records need one and a half at most."""
+
+POOL_COMMIT_BYTES = 256 * MIB
+"""The map is committed after this much log, so an opening rolls forward no more than that ..."""
+
+POOL_COMMIT_PAGES_SHARE = 4
+"""... and when its dirty pages, 4 KiB each, would fill a quarter of a segment's stream, so that they fit the reserve."""
+
+POOL_CLEAN_BELOW_PERCENT = 10
+"""The cleaner runs when fewer segments than this are free (and the reserve)."""
+
+POOL_NAMESPACES_MAX = 256
+"""Namespaces of a pool: their keys fit the 32 KiB key table, their descriptions one root record."""
+
+POOL_STRIP_BYTES_MAX = 260 * KIB
+"""Longest strip. Four of these hold eight records of 128 KiB with their headers: a 1 MiB write is one stripe."""
+
+POOL_SEGMENT_BYTES = 16 * MIB
+"""Segment of one member: 63 full strips; a pool of 4 GiB has 64 of them."""
+
+POOL_ROOT_BYTES_MAX = 4 * MIB
+"""Largest root we believe: 256 namespaces of the largest size there is are 1 MiB of JSON."""
+
+POOL_RECORDS_CACHED = 32
+"""Decoded records kept for reads that take 128 KiB records in small pieces: 4 MiB at most."""
+
+POOL_THREADS = 4
+"""Threads of a pool for stripes, syncs and reads that wait. Two cores are here; syncs mostly wait."""
+
+POOL_SCRUB_SAVE_SEGMENTS = 16
+"""Segments between two saves of the scrub's or rebuild's place."""
+
+POOL_MEDIA_ERRORS_KEPT = 256
+"""Media errors kept for status and the error log; the count goes on."""
 
 # --- target -----------------------------------------------------------------------------------------------------------
 
@@ -110,6 +153,11 @@ CONTROLLERS_PER_SUBSYSTEM_MAX = 2047
 
 CONNECTIONS_MAX = 4096
 """Sockets of one target: 32 hosts with 128 queues each. A scratch and a slab each, resident where touched."""
+
+VERIFY_BYTES_MAX = 32 * MIB
+"""Largest Verify (VSL). A connection has four in progress at most, since each holds VERIFY_PIECE_BYTES of
+OUTPUT_BYTES_MAX; a host that lost the connection waits for them when it connects again: 128 MiB, a second of one slow
+disk. 65,536 blocks of 512 bytes, the most that NLB can name, are as much."""
 
 ASYNC_EVENT_REQUESTS_MAX = 4
 """AERL + 1. More than one lets a host collect several kinds of events without a round trip."""
@@ -202,3 +250,20 @@ DISCOVERY_ENTRIES_MAX = 16384
 
 DISCOVERY_ATTEMPTS_MAX = 10
 """Times the discovery log is read when it changes meanwhile. nvme-cli's number."""
+
+# --- command line ---------------------------------------------------------------------------------------------------
+
+PASSPHRASE_BYTES_MAX = 4096
+"""A passphrase, or the file with it; more is some other file."""
+
+CONTROL_BYTES_MAX = 1 * MIB
+"""One line on the control socket: the status of 64 members and 256 namespaces is 100 KB, a key table in base64 44."""
+
+CONTROL_CONNECTIONS_MAX = 16
+"""Pool commands at a serving process at once. Each is a person or a script; more would be a mistake."""
+
+CONTROL_SECONDS = 30.0
+"""From connecting to the control socket to the whole request, and for a reader to take an answer."""
+
+CONTROL_PROGRESS_SECONDS = 0.1
+"""Between two lines of progress: as often as a terminal is drawn."""

@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 from abc import ABC, abstractmethod
-from os import pread, preadv, pwrite
+from os import pread, preadv, pwrite, pwritev
 from pathlib import Path
 from threading import Lock
 from typing import Self
@@ -77,6 +77,10 @@ class Disk(ABC):
         After False the content of ``view`` is undefined; ``read_into`` says what is wrong, if anything is.
         """
         return False
+
+    def write_two(self, offset: int, first: ByteBuffer, second: ByteBuffer) -> None:
+        """Write ``first`` at ``offset`` and ``second`` behind it, at once where that is possible. Raises OSError."""
+        self.write(offset, bytes(first) + bytes(second))
 
     def zero(self, offset: int, length: int) -> None:
         """Make the range read as zeros and keep its space if that is possible. Raises OSError."""
@@ -179,6 +183,12 @@ class FileDisk(Disk):
         if done != len(data):
             self._write_rest(offset, memoryview(data), done)
 
+    def write_two(self, offset: int, first: ByteBuffer, second: ByteBuffer) -> None:
+        """As :meth:`Disk.write_two`, by pwritev."""
+        done = pwritev(self._fd, (first, second), offset)
+        if done != len(first) + len(second):
+            self._write_rest(offset, memoryview(bytes(first) + bytes(second)), done)
+
     def sync(self) -> None:
         """As :meth:`Disk.sync`, by fdatasync."""
         os.fdatasync(self._open_fd())
@@ -198,6 +208,14 @@ class FileDisk(Disk):
     def size(self) -> int:
         """As :meth:`Disk.size`."""
         return _length(self._open_fd())
+
+    def allocate(self) -> None:
+        """Take the space of the whole file now, where the file system can, so that no write lacks it later.
+
+        Raises OSError; ENOSPC when there is not enough, and then some of it may be taken. A device has its space.
+        """
+        if not self.is_device:
+            self._allocate(0, 0, self.size())
 
     def allocated(self) -> int:
         """As :meth:`Disk.allocated`; all of a block device."""

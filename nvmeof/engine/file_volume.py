@@ -49,6 +49,7 @@ class FileVolume(Volume):
         self.uuid = uuid
         self.block_size = block_size
         self.name = name
+        self.incarnation = uuid4().bytes
         self._disk = disk
         self._size = size
         self._read_disk_now = disk.read_now

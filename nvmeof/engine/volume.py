@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from nvmeof.errors import UsageError
+from nvmeof.limits import VERIFY_PIECE_BYTES
+
 
 @dataclass(frozen=True)
 class VolumeHealth:
@@ -46,6 +49,15 @@ class Volume(ABC):
     """Stable across restarts; NGUID and EUI-64 are derived from it."""
     block_size: int
     """512 or 4096 bytes."""
+    incarnation: bytes
+    """16 bytes, new whenever writes that were acknowledged and not flushed may have been lost: at an opening that was
+    not after a clean close, at least. Vendor log page C0h shows it."""
+    write_cache: bool = True
+    """Whether a completed write may still be volatile. Switched off, every write is on media when it returns."""
+    can_mark_uncorrectable: bool = False
+    """Whether :meth:`write_uncorrectable` works."""
+    uncorrectable_granule: int = 0
+    """Bytes; :meth:`write_uncorrectable` takes multiples of it."""
 
     @property
     @abstractmethod
@@ -89,6 +101,16 @@ class Volume(ABC):
     @abstractmethod
     async def deallocate(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Give back ``(offset, length)`` ranges in bytes; they read as zeros then. Raises WriteFault, CapacityError."""
+
+    async def verify(self, offset: int, length: int) -> None:
+        """Check the range on media, with all its checksums and redundancy, and return nothing. Raises ReadFault."""
+        piece = memoryview(bytearray(min(length, VERIFY_PIECE_BYTES)))
+        for at in range(offset, offset + length, VERIFY_PIECE_BYTES):
+            await self.read(at, piece[: offset + length - at])
+
+    async def write_uncorrectable(self, offset: int, length: int) -> None:
+        """Let the range fail with ReadFault until it is written again. Raises WriteFault, CapacityError, UsageError."""
+        raise UsageError("this volume cannot mark blocks uncorrectable")
 
     @abstractmethod
     async def close(self) -> None:

@@ -404,3 +404,14 @@ async def test_a_file_disk_may_be_handed_over(tmp_path: Path) -> None:
     await write_volume(volume, 512, DATA[:512])
     await volume.close()
     assert (tmp_path / "raw").read_bytes()[512:1024] == DATA[:512]
+
+
+async def test_each_opening_is_an_incarnation(tmp_path: Path) -> None:
+    """It does not know whether the last one ended well."""
+    seen = set()
+    for _ in range(3):
+        volume = await FileVolume.open(tmp_path / "disk", SIZE)
+        seen.add(volume.incarnation)
+        await volume.close()
+    assert len(seen) == 3
+    assert {len(each) for each in seen} == {16}

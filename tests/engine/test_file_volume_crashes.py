@@ -210,9 +210,9 @@ async def try_seeds(damage: Damage, workload: Workload, make: MakeVolume) -> Non
     ("block_size", "damage", "waits"),
     [
         (512, Damage.HONEST, False),
-        (512, Damage.HONEST, True),
-        (512, Damage.TEAR, False),
-        (512, Damage.NONE, False),
+        pytest.param(512, Damage.HONEST, True, marks=pytest.mark.slow),
+        pytest.param(512, Damage.TEAR, False, marks=pytest.mark.slow),
+        pytest.param(512, Damage.NONE, False, marks=pytest.mark.slow),
         (4096, Damage.LOSE | Damage.REORDER, True),
     ],
 )

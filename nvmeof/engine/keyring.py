@@ -1,0 +1,67 @@
+"""The pool's key table on its members: read, written to both ends, rotated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+from nvmeof.engine.disk import Disk
+from nvmeof.engine.layout import Geometry
+from nvmeof.engine.member import HEAD, TAIL, read_keys, write_keys
+from nvmeof.errors import UsageError
+from nvmeof.keys.cipher import DataKey, new_data_key
+from nvmeof.keys.sources import KeySource
+from nvmeof.keys.table import KEY_ID_MAX, KeyTable
+
+
+class Keyring:
+    """An unlocked key table and its generation. Everything that writes blocks, and raises OSError."""
+
+    def __init__(self, geometry: Geometry, table: KeyTable, generation: int) -> None:
+        self.geometry = geometry
+        self.table = table
+        self.generation = generation
+
+    @classmethod
+    def load(cls, geometry: Geometry, disks: Sequence[Disk | None], source: KeySource) -> Self:
+        """The newest table that ``source`` opens. Raises UsageError."""
+        found: dict[int, KeyTable] = {}
+        for disk in disks:
+            for content in [] if disk is None else read_keys(disk, geometry):
+                decoded = KeyTable.decode(content)
+                if decoded is not None:
+                    found[decoded[0]] = decoded[1]
+        if not found:
+            raise UsageError("no member has a key table that verifies; restore an export of it")
+        refused: UsageError | None = None
+        for generation in sorted(found, reverse=True):
+            try:
+                found[generation].unlock(source)
+            except UsageError as error:
+                refused = refused or error
+                continue
+            return cls(geometry, found[generation], max(found))
+        assert refused is not None
+        raise refused
+
+    def key(self, key_id: int) -> DataKey:
+        """Raises UsageError."""
+        return self.table.key(key_id)
+
+    def add(self) -> int:
+        """A new data key in the table, not written yet; its id."""
+        used = set(self.table.key_ids)
+        free = (number for number in range(max(used, default=0) + 1, KEY_ID_MAX + 1) if number not in used)
+        key_id = next(free, None) or next((number for number in range(1, KEY_ID_MAX + 1) if number not in used), 0)
+        self.table.add(key_id, new_data_key())
+        return key_id
+
+    def save(self, disks: Sequence[Disk]) -> None:
+        """Write the table to both ends of all ``disks``, each end synced before the next. Raises OSError."""
+        self.generation += 1
+        content = self.table.encode(self.generation)
+        for end in (HEAD, TAIL):
+            for disk in disks:
+                write_keys(disk, self.geometry, end, content)
+            for disk in disks:
+                disk.sync()

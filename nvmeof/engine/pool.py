@@ -1,0 +1,624 @@
+"""A pool: members, namespaces, and everything that works on them (nvmeof/ARCHITECTURE.md, The engine)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Self
+from uuid import UUID, uuid4
+
+from nvmeof.codec.packer import Packer
+from nvmeof.engine import creation, opening, scrub
+from nvmeof.engine.blockmap import BlockMap
+from nvmeof.engine.cleaner import Cleaner
+from nvmeof.engine.commit import Committer
+from nvmeof.engine.creation import capacity
+from nvmeof.engine.disk import Disk
+from nvmeof.engine.executor import Executor, ThreadExecutor, finished
+from nvmeof.engine.keyring import Keyring
+from nvmeof.engine.layout import (
+    NONE32,
+    PAGE,
+    PAGE_SHIFT,
+    ROLE_SPARE,
+    UNIT,
+    Geometry,
+    Kind,
+    Label,
+    LabelFlag,
+    MemberState,
+    Superblock,
+    stream_units,
+)
+from nvmeof.engine.log import Level, Log
+from nvmeof.engine.member import HEAD, TAIL, Member, disk_name, read_label, write_keys, write_label, write_superblock
+from nvmeof.engine.opening import Found, OpenReport, is_encrypted
+from nvmeof.engine.pool_status import PoolStatus, status_of
+from nvmeof.engine.pool_volume import NamespaceInfo, PoolVolume
+from nvmeof.engine.reader import Reader
+from nvmeof.engine.record import Sealed, Sealer
+from nvmeof.engine.scrub import Progress, ScrubReport, Walk
+from nvmeof.engine.segments import Segments
+from nvmeof.engine.volume import VolumeHealth
+from nvmeof.errors import UsageError, VolumeError, WriteFault
+from nvmeof.keys.sources import KeySource
+from nvmeof.limits import (
+    POOL_COMMIT_BYTES,
+    POOL_COMMIT_PAGES_SHARE,
+    POOL_NAMESPACES_MAX,
+    POOL_THREADS,
+    VOLUME_BLOCK_SIZES,
+)
+
+_EMPTY = Sealed(0, 0, 0, 0, 0, b"")
+
+
+class Pool:
+    """An open pool. Make one with :meth:`create`, open it with :meth:`open`; it owns its disks until :meth:`close`.
+
+    Belongs to the event loop it was opened on. ``opened`` says what opening did; ``background`` errors end up in
+    ``status().reason``.
+    """
+
+    uuid: UUID
+    geometry: Geometry
+    incarnation: bytes
+    opened: OpenReport
+
+    def __init__(self, found: Found, keyring: Keyring | None, executor: Executor) -> None:
+        """Use :meth:`open`."""
+        self.geometry = found.geometry
+        self.uuid = UUID(bytes=found.geometry.pool)
+        self.members = found.members
+        self.spares = found.spares
+        self.keyring = keyring
+        self.executor = executor
+        self.superblock = found.superblock
+        self.incarnation = found.superblock.incarnation
+        self.epoch = found.superblock.epoch + 1
+        self.background_error = ""
+        self._errors_before = found.superblock.media_errors
+        self._wake = asyncio.Event()
+        self.segments = Segments(self.geometry)
+        self.log = Log(self.geometry, self.segments, self.members, executor, self.epoch)
+        self.log.persist = self.save_superblock
+        self.log.on_failure = lambda role, error, what: self._wake.set()
+        self.reader: Reader = Reader(self.geometry, self.segments, self.members, self.log, executor)
+        self.committer = Committer(self)
+        self.cleaner = Cleaner(self)
+        self.decoded: OrderedDict[int, tuple[int, memoryview]] = OrderedDict()
+        """Decoded records by entry: first block and content."""
+        self.namespaces: dict[int, PoolVolume] = {}
+        self.by_identifier: dict[int, PoolVolume] = {}
+        self.next_identifier = 1
+        self.opened = OpenReport()
+        sb = found.superblock
+        self.scrub_state = (sb.scrub_cursor, sb.scrub_stripes, sb.scrub_healed, sb.scrub_lost)
+        self.walk: Walk | None = None
+        """The scrub or rebuild that runs."""
+        self.jobs: dict[str, asyncio.Task[ScrubReport]] = {}
+        stream = stream_units(self.geometry.data, self.geometry.segment_pages) * UNIT
+        self.dirty_max = max(8, stream // POOL_COMMIT_PAGES_SHARE // (PAGE + UNIT))
+        self._admin = asyncio.Lock()
+        self._walking = asyncio.Lock()
+        self._saving = asyncio.Lock()
+        self._tender: asyncio.Task[None] | None = None
+        self._closing = False
+        self._disks: list[Disk] = []
+
+    # -- life
+
+    @staticmethod
+    async def create(
+        disks: Sequence[Disk], *, raid: str = "raid6", keys: KeySource | None = None, segment_bytes: int | None = None,
+        sparse: bool = False, force: bool = False,
+    ) -> Geometry:  # fmt: skip
+        """Format ``disks`` as a new, empty pool; they stay open. Raises UsageError, OSError.
+
+        A disk that has a pool's label is refused without ``force``. ``keys`` None: an unencrypted pool.
+        """
+        return await asyncio.to_thread(
+            creation.create, disks, raid=raid, keys=keys, segment_bytes=segment_bytes, sparse=sparse, force=force
+        )
+
+    @classmethod
+    async def open(
+        cls, disks: Sequence[Disk], *, keys: KeySource | None = None, executor: Executor | None = None
+    ) -> Self:
+        """Open the pool on ``disks`` (in any order, up to m missing) and own them. Raises UsageError, WriteFault."""
+        executor = executor or ThreadExecutor(POOL_THREADS, "pool")
+        disks = list(disks)
+        try:
+            found = await executor.run(opening.find, disks)
+            keyring = None
+            if is_encrypted(found.geometry):
+                if keys is None:
+                    raise UsageError("the pool is encrypted: give its key file, passphrase or key command")
+                held = [member.disk for member in found.members]
+                keyring = await executor.run(Keyring.load, found.geometry, held, keys)
+            pool = cls(found, keyring, executor)
+            pool.log.check_members()
+            pool.opened = await opening.open_into(pool, found.superblock)
+            await pool._drop_orphaned_keys()
+        except BaseException:
+            executor.close()
+            for disk in disks:
+                disk.close()
+            raise
+        pool._disks = disks
+        pool._tender = asyncio.get_running_loop().create_task(pool._tend())
+        pool._resume()
+        return pool
+
+    async def close(self) -> None:
+        """Stop what runs, put everything on media, and let go of the disks. Idempotent. Raises WriteFault."""
+        if self._closing:
+            return
+        self._closing = True
+        try:
+            await self._stop_jobs()
+            for volume in self.volumes():
+                await volume.close()
+            if not self.log.fault:
+                async with self._admin:
+                    await finished(self.committer.commit(clean=True))
+        finally:
+            self.executor.close()
+            for disk in (*self._disks, *(member.disk for member in (*self.members, *self.spares))):
+                if disk is not None:
+                    disk.close()
+        if self.log.fault:
+            raise WriteFault(self.log.fault)
+
+    async def _stop_jobs(self) -> None:
+        tasks: list[asyncio.Task[Any]] = list(self.jobs.values())
+        if self.walk is not None:
+            self.walk.stopped = True
+        self._wake.set()
+        if self._tender is not None:
+            tasks.append(self._tender)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def flush(self) -> None:
+        """Put every completed write of every namespace on media. Raises WriteFault."""
+        await self.log.flush()
+
+    async def commit(self) -> None:
+        """Put the map on media, so that the next opening has less to roll forward. Raises WriteFault."""
+        async with self._admin:
+            await finished(self.committer.commit())
+
+    # -- namespaces
+
+    def volumes(self) -> Iterator[PoolVolume]:
+        """All namespaces."""
+        return iter(list(self.namespaces.values()))
+
+    def attach(self, info: NamespaceInfo) -> PoolVolume:
+        """A volume for a namespace that the root names or that is new."""
+        key = None
+        if info.key_id:
+            if self.keyring is None:
+                raise UsageError(f"namespace {info.nsid} is encrypted, and the pool has no keys")
+            key = self.keyring.key(info.key_id)
+        sealer = Sealer(Packer(info.codec, info.level, info.planes), info.key_id, key)
+        blocks = BlockMap(-(-info.size >> PAGE_SHIFT), self.segments)
+        volume = PoolVolume(self, info, blocks, sealer)
+        self.namespaces[info.nsid] = self.by_identifier[info.identifier] = volume
+        return volume
+
+    async def create_namespace(
+        self, size: int, *, nsid: int | None = None, block_size: int = 4096, codec: str = "auto", level: int = 1,
+        planes: int = 0, encrypted: bool | None = None, write_cache: bool = True, uuid: UUID | None = None,
+    ) -> PoolVolume:  # fmt: skip
+        """A new namespace of ``size`` bytes, thin: it may be larger than the pool. Raises UsageError, WriteFault.
+
+        ``nsid`` None: the lowest that is free. ``encrypted`` None: if the pool is.
+        """
+        async with self._admin:
+            nsid = nsid or next(number for number in range(1, POOL_NAMESPACES_MAX + 2) if number not in self.namespaces)
+            self._check_namespace(nsid, size, block_size)
+            Packer(codec, level, planes)
+            encrypted = self.keyring is not None if encrypted is None else encrypted
+            if encrypted and self.keyring is None:
+                raise UsageError("the pool has no keys: it was created without encryption")
+            key_id = await self._new_key() if encrypted else 0
+            info = NamespaceInfo(
+                self.next_identifier, nsid, uuid or uuid4(), size, block_size, codec, level, planes, key_id, write_cache
+            )
+            self.next_identifier += 1
+            volume = self.attach(info)
+            await finished(self.committer.commit())
+            return volume
+
+    def _check_namespace(self, nsid: int, size: int, block_size: int) -> None:
+        if not 1 <= nsid <= POOL_NAMESPACES_MAX or len(self.namespaces) >= POOL_NAMESPACES_MAX:
+            raise UsageError(f"namespace {nsid}: a pool has 1 to {POOL_NAMESPACES_MAX}")
+        if nsid in self.namespaces:
+            raise UsageError(f"namespace {nsid}: there is one already")
+        if block_size not in VOLUME_BLOCK_SIZES:
+            raise UsageError(f"block size {block_size}: want one of {VOLUME_BLOCK_SIZES}")
+        if size <= 0 or size % PAGE or size >> 50:
+            raise UsageError(f"size {size}: want a multiple of {PAGE} bytes, below 1 PiB")
+
+    async def resize_namespace(self, nsid: int, size: int) -> None:
+        """Grow a namespace, or cut it off; what is cut off is gone. Raises UsageError, WriteFault."""
+        async with self._admin:
+            volume = self._namespace(nsid)
+            if size <= 0 or size % PAGE or size >> 50:
+                raise UsageError(f"size {size}: want a multiple of {PAGE} bytes, below 1 PiB")
+            volume.info.size = size
+            for entry in volume.map.resize(size >> PAGE_SHIFT):
+                self.committer.forget(entry)
+            await finished(self.committer.commit())
+
+    async def set_namespace(
+        self, nsid: int, *, write_cache: bool | None = None, codec: str | None = None, level: int | None = None,
+        planes: int | None = None,
+    ) -> None:  # fmt: skip
+        """Change properties; None leaves one as it is. A codec is for what is written from now on.
+
+        Raises UsageError, WriteFault.
+        """
+        async with self._admin:
+            volume = self._namespace(nsid)
+            info = volume.info
+            packer = Packer(
+                info.codec if codec is None else codec,
+                info.level if level is None else level,
+                info.planes if planes is None else planes,
+            )
+            info.codec, info.level = codec or info.codec, info.level if level is None else level
+            info.planes = info.planes if planes is None else planes
+            info.write_cache = info.write_cache if write_cache is None else write_cache
+            volume.sealer = Sealer(packer, volume.sealer.key_id, volume.sealer.key)
+            volume.write_cache = info.write_cache
+            await finished(self.committer.commit())
+
+    async def delete_namespace(self, nsid: int) -> None:
+        """Delete a namespace, and destroy its key if it has one. Raises UsageError, WriteFault."""
+        volume = self._namespace(nsid)
+        await volume.close()
+        async with self._admin:
+            if self.namespaces.get(nsid) is not volume:
+                raise UsageError(f"namespace {nsid}: is deleted already")
+            volume.map.forget_all()
+            for entry in (*volume.map.table, *volume.map.chunks):
+                self.committer.forget(entry)
+            del self.namespaces[nsid], self.by_identifier[volume.info.identifier]
+            await finished(self.committer.commit())
+            await self._drop_orphaned_keys()
+
+    def _namespace(self, nsid: int) -> PoolVolume:
+        if nsid not in self.namespaces:
+            raise UsageError(f"namespace {nsid}: there is none in the pool")
+        return self.namespaces[nsid]
+
+    # -- keys
+
+    async def _new_key(self) -> int:
+        assert self.keyring is not None
+        key_id = self.keyring.add()
+        await self._save_keys()
+        return key_id
+
+    async def _drop_orphaned_keys(self) -> None:
+        """Destroy keys of namespaces that are deleted, or that never came to be."""
+        if self.keyring is None:
+            return
+        used = {volume.info.key_id for volume in self.volumes()}
+        orphans = [key_id for key_id in self.keyring.table.key_ids if key_id not in used]
+        for key_id in orphans:
+            self.keyring.table.remove(key_id)
+        if orphans:
+            await self._save_keys()
+
+    async def _save_keys(self) -> None:
+        assert self.keyring is not None
+        disks = [disk for disk in self.log.disks() if disk is not None]
+        try:
+            await self.executor.run(self.keyring.save, disks)
+        except OSError as error:
+            self.log.fail(f"the key table could not be written: {error}")
+            raise WriteFault(self.log.fault) from error
+
+    async def rotate_key(self, new: KeySource) -> None:
+        """Wrap the data keys by another key; the old one opens the pool no more. Raises UsageError, WriteFault."""
+        async with self._admin:
+            if self.keyring is None:
+                raise UsageError("the pool is not encrypted: there is no key to rotate")
+            self.keyring.table = await self.executor.run(self.keyring.table.rewrap, new)
+            await self._save_keys()
+
+    def export_keys(self) -> bytes:
+        """The wrapped keys, for a safe place: with the key they open a pool whose key tables are lost."""
+        if self.keyring is None:
+            raise UsageError("the pool is not encrypted: it has no keys")
+        return self.keyring.table.export(self.geometry.pool)
+
+    # -- superblock
+
+    async def save_superblock(self, **changes: Any) -> None:
+        """Write the next superblock, both rings, synced, until no member fails meanwhile. Raises WriteFault."""
+        async with self._saving:
+            while True:
+                self.superblock = self._next_superblock(changes)
+                before = [member.state for member in self.members]
+                for end in (HEAD, TAIL):
+                    await self._write_superblocks(end)
+                if self.log.fault:
+                    raise WriteFault(self.log.fault)
+                if [member.state for member in self.members] == before:
+                    return
+
+    def _next_superblock(self, changes: dict[str, Any]) -> Superblock:
+        cursor, stripes, healed, lost = self.scrub_state
+        return self.superblock._replace(
+            generation=self.superblock.generation + 1,
+            incarnation=self.incarnation,
+            media_errors=self.media_errors,
+            scrub_cursor=cursor,
+            scrub_stripes=stripes,
+            scrub_healed=healed,
+            scrub_lost=lost,
+            members=tuple(member.entry() for member in (*self.members, *self.spares)),
+            **changes,
+        )
+
+    async def _write_superblocks(self, end: int) -> None:
+        for role, disk in enumerate(self.log.disks()):
+            if disk is not None:
+                try:
+                    await self.executor.run(write_superblock, disk, self.geometry, end, self.superblock)
+                except OSError as error:
+                    self.log.member_failed(role, disk, error, "write")
+        await self.log.sync_members()
+
+    @property
+    def media_errors(self) -> int:
+        """Media errors over the pool's life."""
+        return self._errors_before + self.reader.error_count
+
+    # -- space
+
+    async def make_room_for(self, attempt: Callable[[], int], volume: PoolVolume | None = None) -> None:
+        """Try until ``attempt`` is nonzero, making room in between. Raises CapacityError, WriteFault."""
+        while volume is not None and len(volume.map.dirty) > 2 * self.dirty_max:
+            await self.commit()
+        while not attempt():
+            if self.log.starved:
+                await self.cleaner.make_room()
+            else:
+                await self.log.wait_room()
+        self.consider()
+
+    def append_mark(self, kind: Kind, namespace: int, first: int, count: int) -> int:
+        """Append a record without payload: deallocated or uncorrectable blocks. It may use the cleaner's reserve."""
+        return self.log.append(kind, namespace, first, count, _EMPTY, level=Level.CLEANER)
+
+    async def release(self, numbers: Iterable[int]) -> None:
+        """Segments that a durable root does not refer to are free, but for those somebody looks at."""
+        freed = [number for number in numbers if number not in self.segments.pins]
+        if self.geometry.flags & LabelFlag.SPARSE and freed:
+            await self.executor.run(self._discard, freed)
+        self.segments.release(freed)
+        self.decoded.clear()
+
+    def _discard(self, numbers: list[int]) -> None:
+        """Give the space of segments back to the file systems; where that fails it is only not given back."""
+        for disk in self.log.disks():
+            for number in numbers:
+                if disk is not None:
+                    with contextlib.suppress(OSError):
+                        disk.discard(self.geometry.segment_offset(number), self.geometry.segment_bytes)
+
+    @property
+    def dirty_pages(self) -> int:
+        """Map pages that the next commit writes."""
+        return sum(len(volume.map.dirty) for volume in self.volumes())
+
+    def consider(self) -> None:
+        """Wake the background if there is something to tend to."""
+        if self.log.appended > POOL_COMMIT_BYTES or self.cleaner.due or self.dirty_pages > self.dirty_max:
+            self._wake.set()
+
+    async def _tend(self) -> None:
+        """Commit, clean, and put a spare in for a member that went out, when it is time."""
+        while not self._closing:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._closing:
+                return
+            try:
+                await self._take_spares()
+                if self.log.appended > POOL_COMMIT_BYTES or self.dirty_pages > self.dirty_max:
+                    await self.commit()
+                if self.cleaner.due:
+                    await self.cleaner.tend()
+            except (VolumeError, UsageError, OSError) as error:
+                self.background_error = str(error)
+            except Exception as error:
+                self.log.fail(f"the pool's background work failed: {error!r}")
+                raise
+
+    # -- members
+
+    async def replace(self, role: int, disk: Disk) -> None:
+        """Give the role to ``disk``, and own it; :meth:`rebuild` fills it. Raises UsageError, WriteFault, OSError."""
+        async with self._admin:
+            if not 0 <= role < self.geometry.width:
+                raise UsageError(f"member {role}: the pool has 0 to {self.geometry.width - 1}")
+            name = disk_name(disk, role)
+            await self._check_newcomer(disk, name)
+            lost = [number for number, each in enumerate(self.members) if not each.readable and number != role]
+            if len(lost) >= self.geometry.parity and self.members[role].readable:
+                raise UsageError(f"member {role}: cannot be spared while {len(lost)} others are not healthy")
+            member = Member(disk, os.urandom(16), name)
+            await self.executor.run(self._label, member, role)
+            await self._install(role, member)
+
+    async def rejoin(self, role: int) -> None:
+        """Take a member that is out but there back in; :meth:`rebuild` fills it. Raises UsageError, WriteFault."""
+        async with self._admin:
+            member = self.members[role] if 0 <= role < self.geometry.width else None
+            if member is None or member.disk is None or member.state is not MemberState.OUT:
+                raise UsageError(f"member {role}: is not a member that is out and there")
+            await self._install(role, member)
+
+    async def _install(self, role: int, member: Member) -> None:
+        """Between two stripes, let ``member`` take the role: written from now on, not counted upon until rebuilt."""
+        await self.log.drain()
+        old, self.members[role] = self.members[role], member
+        member.state, member.cursor = MemberState.REBUILDING, 0
+        for each in self.members:
+            if each.state is MemberState.REBUILDING:
+                each.cursor = 0
+        if self.walk is not None:
+            self.walk.stopped = True
+        self.log.check_members()
+        await self.log.flush()
+        if self.keyring is not None:
+            await self._save_keys()
+        await self.save_superblock()
+        if old.disk is not None and old is not member:
+            old.disk.close()
+
+    async def _check_newcomer(self, disk: Disk, name: str) -> None:
+        if disk.size() < self.geometry.member_bytes:
+            raise UsageError(f"{name}: is {disk.size()} bytes, members have {self.geometry.member_bytes}")
+        label = await self.executor.run(read_label, disk, name)
+        if label is not None and label.geometry.pool != self.geometry.pool:
+            raise UsageError(f"{name}: belongs to another pool; destroy that first")
+        if any(each.disk is disk for each in (*self.members, *self.spares)):
+            raise UsageError(f"{name}: is in the pool already")
+
+    def _label(self, member: Member, role: int) -> None:
+        """Prepare a disk for a role. Blocks. Raises OSError."""
+        assert member.disk is not None
+        for end in (HEAD, TAIL):
+            creation.wipe_area(member.disk, self.geometry, end)
+            if self.keyring is not None:
+                content = self.keyring.table.encode(self.keyring.generation)
+                write_keys(member.disk, self.geometry, end, content)
+        write_label(member.disk, Label(self.geometry, member.identity, role))
+
+    async def add_spare(self, disk: Disk) -> None:
+        """Keep ``disk`` for the first member that goes out, and own it. Raises UsageError, WriteFault, OSError."""
+        async with self._admin:
+            name = disk_name(disk, len(self.spares))
+            await self._check_newcomer(disk, name)
+            member = Member(disk, os.urandom(16), name)
+            member.state = MemberState.SPARE
+            await self.executor.run(self._label, member, ROLE_SPARE)
+            self.spares.append(member)
+            await self.save_superblock()
+        self._wake.set()
+
+    async def _take_spares(self) -> None:
+        """Put spares in for members that are out, and rebuild."""
+        for role, member in enumerate(self.members):
+            if member.state is MemberState.OUT and self.spares and not self.log.fault:
+                async with self._admin:
+                    spare = self.spares.pop(0)
+                    try:
+                        await self.executor.run(self._label, spare, role)
+                    except OSError as error:
+                        self.background_error = f"{spare.name}: cannot be made a member: {error}"
+                        continue
+                    await self._install(role, spare)
+                self.start_rebuild()
+
+    # -- scrub and rebuild
+
+    async def scrub(self, rate: float | None = None, progress: Progress | None = None) -> ScrubReport:
+        """Read every strip of every stripe and heal what is bad; goes on where an unfinished one stopped.
+
+        ``rate`` is in bytes a second of each member. Raises UsageError while another walk is on, WriteFault.
+        """
+        cursor = self.scrub_state[0]
+        return await self._run_walk(scrub.scrub, 0 if cursor == NONE32 else cursor, rate, progress)
+
+    async def rebuild(self, rate: float | None = None, progress: Progress | None = None) -> ScrubReport:
+        """Fill members that were replaced; goes on where it stopped. Raises as :meth:`scrub`."""
+        cursors = [member.cursor for member in self.members if member.state is MemberState.REBUILDING]
+        if not cursors:
+            return ScrubReport(finished=True)
+        return await self._run_walk(scrub.rebuild, min(cursors), rate, progress)
+
+    async def _run_walk(self, kind: Any, cursor: int, rate: float | None, progress: Progress | None) -> ScrubReport:
+        if self._walking.locked():
+            raise UsageError("a scrub or rebuild is running already")
+        async with self._walking:
+            self.walk = Walk(self, cursor, rate, progress)
+            try:
+                report: ScrubReport = await kind(self, self.walk)
+                return report
+            finally:
+                self.walk = None
+
+    def start_scrub(self, rate: float | None = None) -> None:
+        """Scrub in the background."""
+        self._start("scrub", lambda: self.scrub(rate))
+
+    def start_rebuild(self, rate: float | None = None) -> None:
+        """Rebuild in the background; a scrub that runs stops, and goes on the next time."""
+        self._start("rebuild", lambda: self._rebuild_after_walk(rate))
+
+    async def _rebuild_after_walk(self, rate: float | None) -> ScrubReport:
+        while self._walking.locked():
+            if self.walk is not None:
+                self.walk.stopped = True
+            await asyncio.sleep(0.01)
+        report = await self.rebuild(rate)
+        while not report.finished and not self._closing and not self.log.fault:
+            report = await self.rebuild(rate)
+        return report
+
+    def _start(self, name: str, work: Callable[[], Any]) -> None:
+        job = self.jobs.get(name)
+        if job is None or job.done():
+            self.jobs[name] = asyncio.get_running_loop().create_task(work())
+            self.jobs[name].add_done_callback(self._job_done)
+
+    def _job_done(self, job: asyncio.Task[ScrubReport]) -> None:
+        if not job.cancelled() and job.exception() is not None:
+            self.background_error = str(job.exception())
+
+    def _resume(self) -> None:
+        """Go on with a rebuild or a scrub that the last opening did not finish; put in spares."""
+        if any(member.state is MemberState.REBUILDING for member in self.members):
+            self.start_rebuild()
+        elif self.scrub_state[0] != NONE32:
+            self.start_scrub()
+        self._wake.set()
+
+    # -- what is said of it
+
+    @property
+    def health(self) -> VolumeHealth:
+        """For SMART: spare is what is left of the redundancy, used what is left of the space."""
+        lost = sum(not member.readable for member in self.members)
+        parity = self.geometry.parity
+        absent = [member for member in self.members if not member.readable]
+        reasons = [f"{member.name}: {member.reason or member.state.name.lower()}" for member in absent]
+        free = len(self.segments.free)
+        return VolumeHealth(
+            read_only=bool(self.log.fault),
+            degraded=lost > 0 or bool(self.log.fault),
+            reason=self.log.fault or "; ".join(reasons),
+            media_errors=self.media_errors,
+            spare_percent=100 if not parity else max(0, 100 * (parity - lost) // parity),
+            used_percent=100 - 100 * free // self.geometry.segments,
+        )
+
+    def status(self) -> PoolStatus:
+        """Everything about the pool and its members."""
+        return status_of(self)
+
+    @property
+    def capacity(self) -> int:
+        """Bytes that namespaces may fill together, if nothing compresses."""
+        return capacity(self.geometry)

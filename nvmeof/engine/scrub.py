@@ -1,0 +1,154 @@
+"""Scrub and rebuild: one walk over all stripes that reads every strip and puts back what is bad or missing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nvmeof.engine.layout import NONE32, PAGE, MemberState
+from nvmeof.errors import WriteFault
+from nvmeof.limits import POOL_SCRUB_SAVE_SEGMENTS
+
+if TYPE_CHECKING:
+    from nvmeof.engine.pool import Pool
+    from nvmeof.engine.segments import StripePlace
+
+Progress = Callable[[int, int], None]
+"""Called with segments done and segments in all."""
+
+
+@dataclass
+class ScrubReport:
+    """What a walk found. ``bad`` strips by role, how many of them were ``healed``, stripes ``lost`` beyond redundancy.
+
+    ``lost_places`` are ``(segment, page)``, the first hundred of them.
+    """
+
+    stripes: int = 0
+    bad: dict[int, int] = field(default_factory=dict)
+    healed: int = 0
+    lost: int = 0
+    lost_places: list[tuple[int, int]] = field(default_factory=list)
+    seconds: float = 0.0
+    finished: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self)
+
+
+class Walk:
+    """Walks all segments from ``cursor`` on, healing; ``rate`` is bytes a second of each member, None for no limit."""
+
+    def __init__(self, pool: Pool, cursor: int, rate: float | None, progress: Progress | None) -> None:
+        self.pool = pool
+        self.cursor = cursor
+        self.rate = rate
+        self.progress = progress
+        self.report = ScrubReport()
+        self.stopped = False
+
+    async def run(self, save: Callable[[], None]) -> ScrubReport:
+        """Walk to the end. ``save`` notes the cursor in what the next superblock says; it is written now and then."""
+        pool, started = self.pool, time.monotonic()
+        total = pool.geometry.segments
+        since = 0
+        while self.cursor < total and not self.stopped:
+            if pool.segments.generation[self.cursor]:
+                await self._segment(self.cursor)
+                since += 1
+            self.cursor += 1
+            if self.progress is not None:
+                self.progress(self.cursor, total)
+            if since >= POOL_SCRUB_SAVE_SEGMENTS:
+                since = 0
+                await pool.flush()
+                save()
+                await pool.save_superblock()
+        self.report.finished = not self.stopped
+        self.report.seconds = time.monotonic() - started
+        return self.report
+
+    async def _segment(self, number: int) -> None:
+        segments, reader = self.pool.segments, self.pool.reader
+        segments.pin([number])
+        try:
+            await reader.load_starts([number])
+            index = 0
+            while segments.generation[number] and index < len(segments.starts[number]) - 1 and not self.stopped:
+                place = segments.stripe(number, index)
+                while self._resident(place) and not self.pool.log.fault:
+                    await asyncio.sleep(0)
+                await self._stripe(place)
+                index += 1
+        finally:
+            segments.unpin([number])
+
+    def _resident(self, place: StripePlace) -> bool:
+        """Whether the stripe is still being written."""
+        stripes = self.pool.log.resident.get(place.segment, ())
+        return any(stripe.sequence == place.sequence for stripe in stripes)
+
+    async def _stripe(self, place: StripePlace) -> None:
+        if self.pool.log.fault:
+            raise WriteFault(self.pool.log.fault)
+        began = time.monotonic()
+        report, pool = self.report, self.pool
+        outcome = await pool.reader.check_stripe(place)
+        report.stripes += 1
+        report.healed += len(outcome.healed)
+        for role in outcome.bad:
+            if pool.members[role].state is not MemberState.OUT:
+                report.bad[role] = report.bad.get(role, 0) + 1
+        if outcome.lost:
+            report.lost += 1
+            if len(report.lost_places) < 100:
+                report.lost_places.append((place.segment, place.page))
+        if self.rate:
+            await asyncio.sleep(max(0.0, place.pages * PAGE / self.rate - (time.monotonic() - began)))
+        else:
+            await asyncio.sleep(0)
+
+
+async def scrub(pool: Pool, walk: Walk) -> ScrubReport:
+    """Check everything, from where an unfinished scrub stopped."""
+
+    def save() -> None:
+        pool.scrub_state = (walk.cursor, walk.report.stripes, walk.report.healed, walk.report.lost)
+
+    report = await walk.run(save)
+    await pool.flush()
+    save()
+    if report.finished:
+        pool.scrub_state = (NONE32, report.stripes, report.healed, report.lost)
+    await pool.save_superblock()
+    return report
+
+
+async def rebuild(pool: Pool, walk: Walk) -> ScrubReport:
+    """Fill the members that are being rebuilt; at the end of a walk without losses on them they are healthy."""
+    wanted = [member for member in pool.members if member.state is MemberState.REBUILDING]
+
+    def save() -> None:
+        for member in wanted:
+            member.cursor = walk.cursor
+
+    report = await walk.run(save)
+    if not report.finished:
+        await pool.flush()
+        save()
+        await pool.save_superblock()
+        return report
+    await pool.log.drain()
+    pool.log.unsynced = True
+    await pool.flush()
+    for member in wanted:
+        if member.state is MemberState.REBUILDING:
+            member.state = MemberState.HEALTHY
+            member.cursor = 0
+            member.reason = ""
+    await pool.save_superblock()
+    return report
