@@ -1,4 +1,4 @@
-"""The engine's checksum: XXH3-64, 80 GB/s in cache on one core here, and it lets other threads run above 2 KiB or so."""
+"""The checksum of the engine: XXH3-64, 80 GB/s in cache on one core here; it lets other threads run."""
 
 from __future__ import annotations
 

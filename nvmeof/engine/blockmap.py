@@ -34,6 +34,8 @@ class BlockMap:
     def __init__(self, blocks: int, segments: Segments) -> None:
         self.blocks = blocks
         self.dirty: set[int] = set()
+        self.committing: set[int] = set()
+        """Map pages that a commit took and has not put into the table yet."""
         self.dirty_chunks: set[int] = set()
         self._segments = segments
         self._allocate(blocks)
@@ -96,7 +98,7 @@ class BlockMap:
         pages = range(first >> PAGE_ENTRIES_SHIFT, ((end - 1) >> PAGE_ENTRIES_SHIFT) + 1)
         for page in pages if entry or len(pages) < 64 else [page for page in self._present() if page in pages]:
             piece = self._array[max(first, page << PAGE_ENTRIES_SHIFT) : min(end, (page + 1) << PAGE_ENTRIES_SHIFT)]
-            if entry or ((self.table[page] or page in self.dirty) and piece.any()):
+            if entry or ((self.table[page] or page in self.dirty or page in self.committing) and piece.any()):
                 self._forget(piece)
                 piece[:] = entry
                 self.dirty.add(page)
@@ -116,6 +118,11 @@ class BlockMap:
     def used(self) -> int:
         """Blocks that take space."""
         return sum(int(np.count_nonzero(self._page(page))) for page in self._present())
+
+    def take_dirty(self) -> list[int]:
+        """The dirty map pages, which are being committed from now on."""
+        self.committing, self.dirty = self.dirty, set()
+        return sorted(self.committing)
 
     def page_bytes(self, page: int) -> bytes:
         """The 4096 bytes of a map page."""
@@ -160,6 +167,7 @@ class BlockMap:
                 at = page * PAGE_ENTRIES
                 self._array[at : at + PAGE_ENTRIES] = old[at : at + PAGE_ENTRIES]
         self.dirty = {page for page in self.dirty if page < self.pages}
+        self.committing = {page for page in self.committing if page < self.pages}
         self.table = _resized(old_table, self.pages)
         self.chunks = _resized(old_chunks, self.chunk_count)
         self.dirty_chunks = set(range(self.chunk_count))
@@ -168,7 +176,7 @@ class BlockMap:
     def _present(self) -> list[int]:
         """Map pages in which anything was ever set, in order."""
         on_media = np.flatnonzero(np.frombuffer(self.table, np.uint64)).tolist() if len(self.table) else []
-        return sorted(self.dirty.union(on_media))
+        return sorted(self.dirty.union(self.committing, on_media))
 
     def _page(self, page: int) -> Entries:
         return self._array[page * PAGE_ENTRIES : (page + 1) * PAGE_ENTRIES]

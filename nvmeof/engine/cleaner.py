@@ -85,7 +85,7 @@ class Cleaner:
                     self._stuck.add(number)
             except CapacityError:
                 break
-            if len(segments.free) <= POOL_RESERVE_SEGMENTS[Level.CLEANER] or log.fault:
+            if log.fault:
                 break
         await self.pool.commit()
 

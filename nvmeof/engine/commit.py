@@ -47,10 +47,11 @@ class Committer:
         pool.log.appended = 0
         busy = pool.log.busy_segments
         idle = {number for number in range(segments.count) if segments.idle(number) and number not in busy}
-        dirty = [(each, number, each.map.page_bytes(number)) for each in pool.volumes() for number in _taken(each)]
+        dirty = [(each, number, each.map.page_bytes(number)) for each in pool.volumes() for number in each.map.take_dirty()]
         for at in range(0, len(dirty), _BATCH):
             await self._put_pages(dirty[at : at + _BATCH])
         for volume in pool.volumes():
+            volume.map.committing.clear()
             await self._put_chunks(volume)
         for entry in (*self.tables, self.root):
             self.forget(entry)
@@ -104,12 +105,6 @@ class Committer:
         """Nothing refers to a metadata record any more; its segment is one reference poorer."""
         if entry:
             self.pool.segments.meta[entry >> SEGMENT_SHIFT & SEGMENT_MASK] -= 1
-
-
-def _taken(volume: PoolVolume) -> list[int]:
-    """The dirty pages of a volume, which are clean from now on."""
-    numbers, volume.map.dirty = sorted(volume.map.dirty), set()
-    return numbers
 
 
 def _seal_pages(contents: list[bytes]) -> list[Sealed | None]:

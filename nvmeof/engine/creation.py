@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import time
 from collections.abc import Sequence
 from uuid import uuid4
@@ -127,9 +127,9 @@ def create(
         len(disks), member_bytes, raid=raid, encrypted=keys is not None, sparse=sparse,
         segment_bytes=segment_bytes or segment_bytes_for(len(disks), member_bytes, raid=raid),
     )  # fmt: skip
-    identities = [os.urandom(16) for _ in disks]
+    identities = [secrets.token_bytes(16) for _ in disks]
     superblock = Superblock(
-        generation=1, pool=geometry.pool, incarnation=os.urandom(16), epoch=0, clean=True, root=0, sequence=0,
+        generation=1, pool=geometry.pool, incarnation=secrets.token_bytes(16), epoch=0, clean=True, root=0, sequence=0,
         segment=0, page=0, root_sequence=0, media_errors=0, scrub_cursor=NONE32, scrub_stripes=0, scrub_healed=0,
         scrub_lost=0, members=tuple(MemberEntry(each, MemberState.HEALTHY, 0, 0) for each in identities),
     )  # fmt: skip

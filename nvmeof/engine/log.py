@@ -184,10 +184,11 @@ class Log:
     def _open_stripe(self, units: int, level: Level) -> Stripe | None:
         geometry, segments = self.geometry, self.segments
         pages = min(geometry.strip_bytes_max >> 12, geometry.segment_pages - self.page)
-        if self.segment == NONE32 or pages <= 0 or stream_units(geometry.data, pages) < units:
-            if len(segments.free) <= POOL_RESERVE_SEGMENTS[level]:
-                self.starved = True
-                return None
+        full = self.segment == NONE32 or pages <= 0 or stream_units(geometry.data, pages) < units
+        if len(segments.free) < POOL_RESERVE_SEGMENTS[level] + full:  # what a commit left of its segment is its own
+            self.starved = True
+            return None
+        if full:
             self._next_segment()
         self.starved = False
         stripe = self._spare.pop() if self._spare else Stripe(new_memory(geometry))

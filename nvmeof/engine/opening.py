@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -379,7 +379,7 @@ async def open_into(pool: Pool, superblock: Superblock) -> OpenReport:
     started = time.monotonic()
     report = OpenReport(clean=superblock.clean)
     if not superblock.clean:
-        pool.incarnation = os.urandom(16)
+        pool.incarnation = secrets.token_bytes(16)
     await pool.save_superblock(epoch=pool.epoch, clean=False)
     tail = await pool.executor.run(scan_tail, pool, superblock)
     report.lost_map_pages = await load_root(pool, superblock)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 from uuid import UUID, uuid4
 
 from nvmeof.codec.packer import Packer
-from nvmeof.engine import creation, opening, scrub
+from nvmeof.engine import creation, opening
 from nvmeof.engine.blockmap import BlockMap
 from nvmeof.engine.cleaner import Cleaner
 from nvmeof.engine.commit import Committer
@@ -20,27 +19,24 @@ from nvmeof.engine.disk import Disk
 from nvmeof.engine.executor import Executor, ThreadExecutor, finished
 from nvmeof.engine.keyring import Keyring
 from nvmeof.engine.layout import (
-    NONE32,
     PAGE,
     PAGE_SHIFT,
-    ROLE_SPARE,
     UNIT,
     Geometry,
     Kind,
-    Label,
     LabelFlag,
-    MemberState,
     Superblock,
     stream_units,
 )
 from nvmeof.engine.log import Level, Log
-from nvmeof.engine.member import HEAD, TAIL, Member, disk_name, read_label, write_keys, write_label, write_superblock
+from nvmeof.engine.member import HEAD, TAIL, write_superblock
+from nvmeof.engine.membership import Membership
 from nvmeof.engine.opening import Found, OpenReport, is_encrypted
 from nvmeof.engine.pool_status import PoolStatus, status_of
 from nvmeof.engine.pool_volume import NamespaceInfo, PoolVolume
 from nvmeof.engine.reader import Reader
 from nvmeof.engine.record import Sealed, Sealer
-from nvmeof.engine.scrub import Progress, ScrubReport, Walk
+from nvmeof.engine.scrub import Progress, ScrubReport, Walks
 from nvmeof.engine.segments import Segments
 from nvmeof.engine.volume import VolumeHealth
 from nvmeof.errors import UsageError, VolumeError, WriteFault
@@ -81,11 +77,11 @@ class Pool:
         self.epoch = found.superblock.epoch + 1
         self.background_error = ""
         self._errors_before = found.superblock.media_errors
-        self._wake = asyncio.Event()
+        self.wake = asyncio.Event()
         self.segments = Segments(self.geometry)
         self.log = Log(self.geometry, self.segments, self.members, executor, self.epoch)
         self.log.persist = self.save_superblock
-        self.log.on_failure = lambda role, error, what: self._wake.set()
+        self.log.on_failure = lambda role, error, what: self.wake.set()
         self.reader: Reader = Reader(self.geometry, self.segments, self.members, self.log, executor)
         self.committer = Committer(self)
         self.cleaner = Cleaner(self)
@@ -97,16 +93,14 @@ class Pool:
         self.opened = OpenReport()
         sb = found.superblock
         self.scrub_state = (sb.scrub_cursor, sb.scrub_stripes, sb.scrub_healed, sb.scrub_lost)
-        self.walk: Walk | None = None
-        """The scrub or rebuild that runs."""
-        self.jobs: dict[str, asyncio.Task[ScrubReport]] = {}
+        self.membership = Membership(self)
+        self.walks = Walks(self)
         stream = stream_units(self.geometry.data, self.geometry.segment_pages) * UNIT
         self.dirty_max = max(8, stream // POOL_COMMIT_PAGES_SHARE // (PAGE + UNIT))
-        self._admin = asyncio.Lock()
-        self._walking = asyncio.Lock()
+        self.admin = asyncio.Lock()
         self._saving = asyncio.Lock()
         self._tender: asyncio.Task[None] | None = None
-        self._closing = False
+        self.closing = False
         self._disks: list[Disk] = []
 
     # -- life
@@ -150,20 +144,20 @@ class Pool:
             raise
         pool._disks = disks
         pool._tender = asyncio.get_running_loop().create_task(pool._tend())
-        pool._resume()
+        pool.walks.resume()
         return pool
 
     async def close(self) -> None:
         """Stop what runs, put everything on media, and let go of the disks. Idempotent. Raises WriteFault."""
-        if self._closing:
+        if self.closing:
             return
-        self._closing = True
+        self.closing = True
         try:
             await self._stop_jobs()
             for volume in self.volumes():
                 await volume.close()
             if not self.log.fault:
-                async with self._admin:
+                async with self.admin:
                     await finished(self.committer.commit(clean=True))
         finally:
             self.executor.close()
@@ -174,13 +168,10 @@ class Pool:
             raise WriteFault(self.log.fault)
 
     async def _stop_jobs(self) -> None:
-        tasks: list[asyncio.Task[Any]] = list(self.jobs.values())
-        if self.walk is not None:
-            self.walk.stopped = True
-        self._wake.set()
+        self.wake.set()
+        await self.walks.stop()
         if self._tender is not None:
-            tasks.append(self._tender)
-        await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(self._tender, return_exceptions=True)
 
     async def flush(self) -> None:
         """Put every completed write of every namespace on media. Raises WriteFault."""
@@ -188,7 +179,7 @@ class Pool:
 
     async def commit(self) -> None:
         """Put the map on media, so that the next opening has less to roll forward. Raises WriteFault."""
-        async with self._admin:
+        async with self.admin:
             await finished(self.committer.commit())
 
     # -- namespaces
@@ -218,7 +209,7 @@ class Pool:
 
         ``nsid`` None: the lowest that is free. ``encrypted`` None: if the pool is.
         """
-        async with self._admin:
+        async with self.admin:
             nsid = nsid or next(number for number in range(1, POOL_NAMESPACES_MAX + 2) if number not in self.namespaces)
             self._check_namespace(nsid, size, block_size)
             Packer(codec, level, planes)
@@ -246,7 +237,7 @@ class Pool:
 
     async def resize_namespace(self, nsid: int, size: int) -> None:
         """Grow a namespace, or cut it off; what is cut off is gone. Raises UsageError, WriteFault."""
-        async with self._admin:
+        async with self.admin:
             volume = self._namespace(nsid)
             if size <= 0 or size % PAGE or size >> 50:
                 raise UsageError(f"size {size}: want a multiple of {PAGE} bytes, below 1 PiB")
@@ -263,7 +254,7 @@ class Pool:
 
         Raises UsageError, WriteFault.
         """
-        async with self._admin:
+        async with self.admin:
             volume = self._namespace(nsid)
             info = volume.info
             packer = Packer(
@@ -282,7 +273,7 @@ class Pool:
         """Delete a namespace, and destroy its key if it has one. Raises UsageError, WriteFault."""
         volume = self._namespace(nsid)
         await volume.close()
-        async with self._admin:
+        async with self.admin:
             if self.namespaces.get(nsid) is not volume:
                 raise UsageError(f"namespace {nsid}: is deleted already")
             volume.map.forget_all()
@@ -302,7 +293,7 @@ class Pool:
     async def _new_key(self) -> int:
         assert self.keyring is not None
         key_id = self.keyring.add()
-        await self._save_keys()
+        await self.save_keys()
         return key_id
 
     async def _drop_orphaned_keys(self) -> None:
@@ -314,9 +305,10 @@ class Pool:
         for key_id in orphans:
             self.keyring.table.remove(key_id)
         if orphans:
-            await self._save_keys()
+            await self.save_keys()
 
-    async def _save_keys(self) -> None:
+    async def save_keys(self) -> None:
+        """Write the key table to the members. Raises WriteFault, and then the pool stops."""
         assert self.keyring is not None
         disks = [disk for disk in self.log.disks() if disk is not None]
         try:
@@ -327,11 +319,11 @@ class Pool:
 
     async def rotate_key(self, new: KeySource) -> None:
         """Wrap the data keys by another key; the old one opens the pool no more. Raises UsageError, WriteFault."""
-        async with self._admin:
+        async with self.admin:
             if self.keyring is None:
                 raise UsageError("the pool is not encrypted: there is no key to rotate")
             self.keyring.table = await self.executor.run(self.keyring.table.rewrap, new)
-            await self._save_keys()
+            await self.save_keys()
 
     def export_keys(self) -> bytes:
         """The wrapped keys, for a safe place: with the key they open a pool whose key tables are lost."""
@@ -423,17 +415,17 @@ class Pool:
     def consider(self) -> None:
         """Wake the background if there is something to tend to."""
         if self.log.appended > POOL_COMMIT_BYTES or self.cleaner.due or self.dirty_pages > self.dirty_max:
-            self._wake.set()
+            self.wake.set()
 
     async def _tend(self) -> None:
         """Commit, clean, and put a spare in for a member that went out, when it is time."""
-        while not self._closing:
-            await self._wake.wait()
-            self._wake.clear()
-            if self._closing:
+        while not self.closing:
+            await self.wake.wait()
+            self.wake.clear()
+            if self.closing:
                 return
             try:
-                await self._take_spares()
+                await self.membership.take_spares()
                 if self.log.appended > POOL_COMMIT_BYTES or self.dirty_pages > self.dirty_max:
                     await self.commit()
                 if self.cleaner.due:
@@ -448,88 +440,15 @@ class Pool:
 
     async def replace(self, role: int, disk: Disk) -> None:
         """Give the role to ``disk``, and own it; :meth:`rebuild` fills it. Raises UsageError, WriteFault, OSError."""
-        async with self._admin:
-            if not 0 <= role < self.geometry.width:
-                raise UsageError(f"member {role}: the pool has 0 to {self.geometry.width - 1}")
-            name = disk_name(disk, role)
-            await self._check_newcomer(disk, name)
-            lost = [number for number, each in enumerate(self.members) if not each.readable and number != role]
-            if len(lost) >= self.geometry.parity and self.members[role].readable:
-                raise UsageError(f"member {role}: cannot be spared while {len(lost)} others are not healthy")
-            member = Member(disk, os.urandom(16), name)
-            await self.executor.run(self._label, member, role)
-            await self._install(role, member)
+        await self.membership.replace(role, disk)
 
     async def rejoin(self, role: int) -> None:
         """Take a member that is out but there back in; :meth:`rebuild` fills it. Raises UsageError, WriteFault."""
-        async with self._admin:
-            member = self.members[role] if 0 <= role < self.geometry.width else None
-            if member is None or member.disk is None or member.state is not MemberState.OUT:
-                raise UsageError(f"member {role}: is not a member that is out and there")
-            await self._install(role, member)
-
-    async def _install(self, role: int, member: Member) -> None:
-        """Between two stripes, let ``member`` take the role: written from now on, not counted upon until rebuilt."""
-        await self.log.drain()
-        old, self.members[role] = self.members[role], member
-        member.state, member.cursor = MemberState.REBUILDING, 0
-        for each in self.members:
-            if each.state is MemberState.REBUILDING:
-                each.cursor = 0
-        if self.walk is not None:
-            self.walk.stopped = True
-        self.log.check_members()
-        await self.log.flush()
-        if self.keyring is not None:
-            await self._save_keys()
-        await self.save_superblock()
-        if old.disk is not None and old is not member:
-            old.disk.close()
-
-    async def _check_newcomer(self, disk: Disk, name: str) -> None:
-        if disk.size() < self.geometry.member_bytes:
-            raise UsageError(f"{name}: is {disk.size()} bytes, members have {self.geometry.member_bytes}")
-        label = await self.executor.run(read_label, disk, name)
-        if label is not None and label.geometry.pool != self.geometry.pool:
-            raise UsageError(f"{name}: belongs to another pool; destroy that first")
-        if any(each.disk is disk for each in (*self.members, *self.spares)):
-            raise UsageError(f"{name}: is in the pool already")
-
-    def _label(self, member: Member, role: int) -> None:
-        """Prepare a disk for a role. Blocks. Raises OSError."""
-        assert member.disk is not None
-        for end in (HEAD, TAIL):
-            creation.wipe_area(member.disk, self.geometry, end)
-            if self.keyring is not None:
-                content = self.keyring.table.encode(self.keyring.generation)
-                write_keys(member.disk, self.geometry, end, content)
-        write_label(member.disk, Label(self.geometry, member.identity, role))
+        await self.membership.rejoin(role)
 
     async def add_spare(self, disk: Disk) -> None:
         """Keep ``disk`` for the first member that goes out, and own it. Raises UsageError, WriteFault, OSError."""
-        async with self._admin:
-            name = disk_name(disk, len(self.spares))
-            await self._check_newcomer(disk, name)
-            member = Member(disk, os.urandom(16), name)
-            member.state = MemberState.SPARE
-            await self.executor.run(self._label, member, ROLE_SPARE)
-            self.spares.append(member)
-            await self.save_superblock()
-        self._wake.set()
-
-    async def _take_spares(self) -> None:
-        """Put spares in for members that are out, and rebuild."""
-        for role, member in enumerate(self.members):
-            if member.state is MemberState.OUT and self.spares and not self.log.fault:
-                async with self._admin:
-                    spare = self.spares.pop(0)
-                    try:
-                        await self.executor.run(self._label, spare, role)
-                    except OSError as error:
-                        self.background_error = f"{spare.name}: cannot be made a member: {error}"
-                        continue
-                    await self._install(role, spare)
-                self.start_rebuild()
+        await self.membership.add_spare(disk)
 
     # -- scrub and rebuild
 
@@ -538,62 +457,19 @@ class Pool:
 
         ``rate`` is in bytes a second of each member. Raises UsageError while another walk is on, WriteFault.
         """
-        cursor = self.scrub_state[0]
-        return await self._run_walk(scrub.scrub, 0 if cursor == NONE32 else cursor, rate, progress)
+        return await self.walks.scrub(rate, progress)
 
     async def rebuild(self, rate: float | None = None, progress: Progress | None = None) -> ScrubReport:
         """Fill members that were replaced; goes on where it stopped. Raises as :meth:`scrub`."""
-        cursors = [member.cursor for member in self.members if member.state is MemberState.REBUILDING]
-        if not cursors:
-            return ScrubReport(finished=True)
-        return await self._run_walk(scrub.rebuild, min(cursors), rate, progress)
-
-    async def _run_walk(self, kind: Any, cursor: int, rate: float | None, progress: Progress | None) -> ScrubReport:
-        if self._walking.locked():
-            raise UsageError("a scrub or rebuild is running already")
-        async with self._walking:
-            self.walk = Walk(self, cursor, rate, progress)
-            try:
-                report: ScrubReport = await kind(self, self.walk)
-                return report
-            finally:
-                self.walk = None
+        return await self.walks.rebuild(rate, progress)
 
     def start_scrub(self, rate: float | None = None) -> None:
         """Scrub in the background."""
-        self._start("scrub", lambda: self.scrub(rate))
+        self.walks.start_scrub(rate)
 
     def start_rebuild(self, rate: float | None = None) -> None:
         """Rebuild in the background; a scrub that runs stops, and goes on the next time."""
-        self._start("rebuild", lambda: self._rebuild_after_walk(rate))
-
-    async def _rebuild_after_walk(self, rate: float | None) -> ScrubReport:
-        while self._walking.locked():
-            if self.walk is not None:
-                self.walk.stopped = True
-            await asyncio.sleep(0.01)
-        report = await self.rebuild(rate)
-        while not report.finished and not self._closing and not self.log.fault:
-            report = await self.rebuild(rate)
-        return report
-
-    def _start(self, name: str, work: Callable[[], Any]) -> None:
-        job = self.jobs.get(name)
-        if job is None or job.done():
-            self.jobs[name] = asyncio.get_running_loop().create_task(work())
-            self.jobs[name].add_done_callback(self._job_done)
-
-    def _job_done(self, job: asyncio.Task[ScrubReport]) -> None:
-        if not job.cancelled() and job.exception() is not None:
-            self.background_error = str(job.exception())
-
-    def _resume(self) -> None:
-        """Go on with a rebuild or a scrub that the last opening did not finish; put in spares."""
-        if any(member.state is MemberState.REBUILDING for member in self.members):
-            self.start_rebuild()
-        elif self.scrub_state[0] != NONE32:
-            self.start_scrub()
-        self._wake.set()
+        self.walks.start_rebuild(rate)
 
     # -- what is said of it
 

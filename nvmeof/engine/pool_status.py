@@ -117,7 +117,7 @@ def status_of(pool: Pool) -> PoolStatus:
 def _members(pool: Pool) -> list[MemberStatus]:
     def one(role: int | None, member: Member) -> MemberStatus:
         rebuilding = member.state.name == "REBUILDING"
-        cursor = pool.walk.cursor if rebuilding and pool.walk is not None else member.cursor
+        cursor = pool.walks.walk.cursor if rebuilding and pool.walks.walk is not None else member.cursor
         progress = cursor / pool.geometry.segments if rebuilding else None
         return MemberStatus(role, member.name, member.state.name.lower(), member.errors, member.reason, progress)
 
@@ -144,8 +144,8 @@ def _namespaces(pool: Pool) -> list[NamespaceStatus]:
 
 def _scrub(pool: Pool) -> ScrubStatus:
     cursor, stripes, healed, lost = pool.scrub_state
-    running = pool.jobs.get("scrub")
-    walk = pool.walk
+    running = pool.walks.jobs.get("scrub")
+    walk = pool.walks.walk
     active = running is not None and not running.done() and walk is not None
     if active and walk is not None:
         cursor, stripes = walk.cursor, walk.report.stripes

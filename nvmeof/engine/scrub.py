@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nvmeof.engine.layout import NONE32, PAGE, MemberState
-from nvmeof.errors import WriteFault
+from nvmeof.errors import UsageError, WriteFault
 from nvmeof.limits import POOL_SCRUB_SAVE_SEGMENTS
 
 if TYPE_CHECKING:
@@ -152,3 +152,81 @@ async def rebuild(pool: Pool, walk: Walk) -> ScrubReport:
             member.reason = ""
     await pool.save_superblock()
     return report
+
+
+class Walks:
+    """The walks of a pool, of which one is on at a time: ``walk``. ``jobs`` are those in the background."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.walk: Walk | None = None
+        self.jobs: dict[str, asyncio.Task[ScrubReport]] = {}
+        self._walking = asyncio.Lock()
+
+    async def scrub(self, rate: float | None = None, progress: Progress | None = None) -> ScrubReport:
+        """Read every strip of every stripe and heal what is bad; goes on where an unfinished one stopped.
+
+        ``rate`` is in bytes a second of each member. Raises UsageError while another walk is on, WriteFault.
+        """
+        cursor = self.pool.scrub_state[0]
+        return await self._run_walk(scrub, 0 if cursor == NONE32 else cursor, rate, progress)
+
+    async def rebuild(self, rate: float | None = None, progress: Progress | None = None) -> ScrubReport:
+        """Fill members that were replaced; goes on where it stopped. Raises as :meth:`scrub`."""
+        cursors = [member.cursor for member in self.pool.members if member.state is MemberState.REBUILDING]
+        if not cursors:
+            return ScrubReport(finished=True)
+        return await self._run_walk(rebuild, min(cursors), rate, progress)
+
+    async def _run_walk(self, kind: Any, cursor: int, rate: float | None, progress: Progress | None) -> ScrubReport:
+        if self._walking.locked():
+            raise UsageError("a scrub or rebuild is running already")
+        async with self._walking:
+            self.walk = Walk(self.pool, cursor, rate, progress)
+            try:
+                report: ScrubReport = await kind(self.pool, self.walk)
+                return report
+            finally:
+                self.walk = None
+
+    def start_scrub(self, rate: float | None = None) -> None:
+        """Scrub in the background."""
+        self._start("scrub", lambda: self.scrub(rate))
+
+    def start_rebuild(self, rate: float | None = None) -> None:
+        """Rebuild in the background; a scrub that runs stops, and goes on the next time."""
+        self._start("rebuild", lambda: self._rebuild_after_walk(rate))
+
+    async def _rebuild_after_walk(self, rate: float | None) -> ScrubReport:
+        while self._walking.locked():
+            if self.walk is not None:
+                self.walk.stopped = True
+            await asyncio.sleep(0.01)
+        report = await self.rebuild(rate)
+        while not report.finished and not self.pool.closing and not self.pool.log.fault:
+            report = await self.rebuild(rate)
+        return report
+
+    def _start(self, name: str, work: Callable[[], Any]) -> None:
+        job = self.jobs.get(name)
+        if job is None or job.done():
+            self.jobs[name] = asyncio.get_running_loop().create_task(work())
+            self.jobs[name].add_done_callback(self._job_done)
+
+    def _job_done(self, job: asyncio.Task[ScrubReport]) -> None:
+        if not job.cancelled() and job.exception() is not None:
+            self.pool.background_error = str(job.exception())
+
+    def resume(self) -> None:
+        """Go on with a rebuild or a scrub that the last opening did not finish; put in spares."""
+        if any(member.state is MemberState.REBUILDING for member in self.pool.members):
+            self.start_rebuild()
+        elif self.pool.scrub_state[0] != NONE32:
+            self.start_scrub()
+        self.pool.wake.set()
+
+    async def stop(self) -> None:
+        """Let what runs stop where it is, and wait for that."""
+        if self.walk is not None:
+            self.walk.stopped = True
+        await asyncio.gather(*self.jobs.values(), return_exceptions=True)
