@@ -25,21 +25,8 @@ class CatalogEntry(CheckpointInfo):
     extents: tuple[Extent, ...] = ()
 
     def record(self) -> dict[str, object]:
-        return {
-            "step": self.step,
-            "state": self.state,
-            "id": self.id,
-            "sequence": self.sequence,
-            "created_ns": self.created_ns,
-            "kind": self.kind,
-            "items": self.items,
-            "chunks": self.chunks,
-            "bytes": self.size,
-            "root_digest": self.root_digest.hex(),
-            "parts": {name: part.record() for name, part in self.parts.items()},
-            "epoch": self.epoch,
-            "extents": [list(extent) for extent in self.extents],
-        }
+        extents = [list(extent) for extent in self.extents]
+        return {**super().record(), "state": self.state, "epoch": self.epoch, "extents": extents}
 
 
 @dataclass(frozen=True)

@@ -43,26 +43,8 @@ class DirectoryEntry(CheckpointInfo):
 
     def commit_record(self) -> bytes:
         """The content of COMMIT."""
-        return (
-            canonical.encode(
-                {
-                    "format": COMMIT_FORMAT,
-                    "version": VERSION,
-                    "step": self.step,
-                    "id": self.id,
-                    "sequence": self.sequence,
-                    "created_ns": self.created_ns,
-                    "kind": self.kind,
-                    "items": self.items,
-                    "chunks": self.chunks,
-                    "bytes": self.size,
-                    "root_digest": self.root_digest.hex(),
-                    "parts": {name: part.record() for name, part in self.parts.items()},
-                    "shards": self.shards,
-                }
-            )
-            + b"\n"
-        )
+        head = {"format": COMMIT_FORMAT, "version": VERSION}
+        return canonical.encode({**head, **self.record(), "shards": self.shards}) + b"\n"
 
 
 def shard_name(number: int) -> str:

@@ -94,6 +94,21 @@ class CheckpointInfo:
     parts: Mapping[str, Part] = field(default_factory=dict)
     note: str = ""
 
+    def record(self) -> dict[str, object]:
+        """What every medium keeps of it, for :mod:`nvmeof.checkpoint.canonical`."""
+        return {
+            "step": self.step,
+            "id": self.id,
+            "sequence": self.sequence,
+            "created_ns": self.created_ns,
+            "kind": self.kind,
+            "items": self.items,
+            "chunks": self.chunks,
+            "bytes": self.size,
+            "root_digest": self.root_digest.hex(),
+            "parts": {name: part.record() for name, part in self.parts.items()},
+        }
+
 
 @dataclass(frozen=True)
 class Plan:

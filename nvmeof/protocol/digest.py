@@ -10,7 +10,9 @@ import struct
 
 from crc32c import crc32c
 
-__all__ = ["PUT_DIGEST", "READ_DIGEST", "crc32c"]
+__all__ = ["CRC_OF_DIGESTED", "PUT_DIGEST", "READ_DIGEST", "crc32c"]
 
 PUT_DIGEST = struct.Struct("<I").pack_into
 READ_DIGEST = struct.Struct("<I").unpack_from
+CRC_OF_DIGESTED = 0x48674BC7
+"""``crc32c`` of any bytes followed by their own digest: one pass checks both."""

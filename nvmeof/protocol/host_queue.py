@@ -29,7 +29,7 @@ from nvmeof.limits import (
 )
 from nvmeof.protocol.digest import PUT_DIGEST, crc32c
 from nvmeof.protocol.host_request import Request
-from nvmeof.protocol.queue_pair import DDGST, HDGST, Handler, Leases, QueuePair
+from nvmeof.protocol.queue_pair import DDGST, HDGST, Handler, Leases, QueuePair, aligned
 from nvmeof.protocol.states import RECEIVE, SEND, Role, State
 from nvmeof.spec.command import PSDT_SGL, SGL_DATA_BLOCK_OFFSET, SGL_TRANSPORT_DATA_BLOCK
 from nvmeof.spec.pdu import (
@@ -286,11 +286,7 @@ class HostQueue(QueuePair):
         }
 
     def _on_icresp(self, start: int, available: int, flags: int, hlen: int, pdo: int, plen: int) -> int:
-        if hlen != IC_SIZE:
-            raise self._field_error(f"ICResp HLEN {hlen}, must be {IC_SIZE}", 2, start, available)
-        if plen != IC_SIZE:
-            raise self._field_error(f"ICResp PLEN {plen}, must be {IC_SIZE}", 4, start, available)
-        if available < IC_SIZE:
+        if not self._initialize_complete("ICResp", start, available, hlen, plen):
             return 0
         response = INITIALIZE_CONNECTION.decode(self._scratch, start)
         if response.pfv:
@@ -324,8 +320,8 @@ class HostQueue(QueuePair):
         self._data_flags = self._capsule_flags | (DDGST if self.data_digest else 0)
         self._capsule_size = CAPSULE_CMD_HLEN + header
         self._response_size = CAPSULE_RESP_HLEN + header
-        self._capsule_pdo = -(-self._capsule_size // alignment) * alignment
-        self._data_pdo = -(-(DATA_HLEN + header) // alignment) * alignment
+        self._capsule_pdo = aligned(self._capsule_size, alignment)
+        self._data_pdo = aligned(DATA_HLEN + header, alignment)
         self._plain = not digest and not DATA_HLEN % self._alignment_received()
 
     def _on_response(self, start: int, available: int, flags: int, hlen: int, pdo: int, plen: int) -> int:

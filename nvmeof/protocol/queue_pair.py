@@ -28,12 +28,13 @@ from nvmeof.limits import (
     SCRATCH_BYTES,
     TERMINATE_SECONDS,
 )
-from nvmeof.protocol.digest import PUT_DIGEST, READ_DIGEST, crc32c
+from nvmeof.protocol.digest import CRC_OF_DIGESTED, PUT_DIGEST, READ_DIGEST, crc32c
 from nvmeof.protocol.states import RECEIVE, SEND, TRANSITIONS, Role, State, receivable
 from nvmeof.spec.pdu import (
     DATA_HLEN,
     DIGEST_SIZE,
     HEADER_SIZE,
+    IC_SIZE,
     PDO_OFFSET,
     TERM_REQ,
     TERM_REQ_DATA_MAX,
@@ -60,9 +61,20 @@ class Leases(Protocol):
     def release(self, slab: memoryview) -> None: ...
 
 
+def aligned(size: int, alignment: int) -> int:
+    """``size`` rounded up."""
+    return -(-size // alignment) * alignment
+
+
 class QueuePair(ABC):
     """Framing, digests, payload landing, output and time limits of one connection, either role."""
 
+    # What a command touches: CPython 3.11 is slower at the attributes of an instance with more than 30 of them
+    # (a 4 KiB read with all of these in slots: 0.84 us besides the volume and the socket, else 0.95).
+    __slots__ = (
+        "__dict__", "_flushed", "_handlers", "_receiving", "_scratch", "_slab", "_slab_size", "_used", "data_digest",
+        "header_digest", "output_bytes", "state",
+    )  # fmt: skip
     role: ClassVar[Role]
     term_req_sent: ClassVar[PduType]
     term_req_received: ClassVar[PduType]
@@ -261,15 +273,22 @@ class QueuePair(ABC):
         """Whether this PDU may wait for output to drain. Data that was asked for may not: others wait for it."""
         return pdu_type == PduType.CAPSULE_CMD
 
+    def _initialize_complete(self, name: str, start: int, available: int, hlen: int, plen: int) -> bool:
+        """Check the lengths of an ICReq or ICResp. False: more bytes are needed."""
+        if hlen != IC_SIZE:
+            raise self._field_error(f"{name} HLEN {hlen}, must be {IC_SIZE}", 2, start, available)
+        if plen != IC_SIZE:
+            raise self._field_error(f"{name} PLEN {plen}, must be {IC_SIZE}", 4, start, available)
+        return available >= IC_SIZE
+
     def _header_complete(self, start: int, available: int, flags: int, hlen: int) -> bool:
         """Verify the header digest when one is in use. False: more bytes are needed."""
         if not self.header_digest:
             return available >= hlen
         if available < hlen + DIGEST_SIZE:
             return False
-        scratch = self._scratch
-        received = READ_DIGEST(scratch, start + hlen)[0]
-        if crc32c(scratch[start : start + hlen]) != received:
+        if crc32c(self._scratch[start : start + hlen + DIGEST_SIZE]) != CRC_OF_DIGESTED:
+            received = READ_DIGEST(self._scratch, start + hlen)[0]
             raise RemoteProtocolError(
                 f"header digest {received:#010x} does not match the header",
                 fatal_error_status=FatalErrorStatus.HEADER_DIGEST_ERROR,

@@ -13,18 +13,20 @@ from nvmeof.limits import (
     HANDSHAKE_SCRATCH_BYTES,
     IN_CAPSULE_BYTES,
     MAXH2CDATA_BYTES,
+    OUTPUT_BYTES_MAX,
     PDU_SECONDS,
     R2T_BYTES_MAX,
     SCRATCH_BYTES,
 )
-from nvmeof.protocol.digest import PUT_DIGEST, READ_DIGEST, crc32c
-from nvmeof.protocol.queue_pair import DDGST, HDGST, Handler, Leases, QueuePair
+from nvmeof.protocol.digest import CRC_OF_DIGESTED, PUT_DIGEST, READ_DIGEST, crc32c
+from nvmeof.protocol.queue_pair import DDGST, HDGST, Handler, Leases, QueuePair, aligned
 from nvmeof.protocol.states import SEND, Role, State
-from nvmeof.spec.command import UNPACK_SQE
+from nvmeof.spec.command import ITER_CAPSULES, ITER_DIGESTED_CAPSULES, UNPACK_SQE
 from nvmeof.spec.fabrics import SQHD_FLOW_CONTROL_DISABLED
 from nvmeof.spec.pdu import (
     CAPSULE_CMD_HLEN,
     CAPSULE_RESP_HLEN,
+    COMMON_HEADER,
     DATA_HLEN,
     DIGEST_DATA_BIT,
     DIGEST_HEADER_BIT,
@@ -34,6 +36,7 @@ from nvmeof.spec.pdu import (
     INITIALIZE_CONNECTION,
     PACK_DATA_INTO,
     PACK_RESP_INTO,
+    CommonHeader,
     FatalErrorStatus,
     InitializeConnection,
     PduFlag,
@@ -49,6 +52,9 @@ R2T = int(PduType.R2T)
 OK = int(Status.SUCCESS)
 CAPSULE_OVERHEAD_MAX = CAPSULE_CMD_HLEN + DIGEST_SIZE + 4 * ALIGNMENT_DWORDS_MAX + DIGEST_SIZE
 """Of a capsule beside its data: header, header digest, padding, data digest."""
+
+NO_HEADER = -1
+"""What no common header is equal to."""
 
 Sqe = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int]
 """opcode, flags, cid, nsid, sgl_address, sgl_length, sgl_id, cdw10 to cdw15."""
@@ -84,6 +90,10 @@ class Transfer:
 class TargetQueue(QueuePair):
     """``sink`` executes commands and answers by ``complete``, ``send_filled``, ``send_leased`` or ``request``."""
 
+    __slots__ = (
+        "_bare_capsule", "_bare_header", "_behind_data", "_capsule_pdo", "_data_flags", "_data_pdo", "_padding",
+        "_plain", "_response_flags", "_response_size", "_sqhd", "entries", "flow_control", "qid", "sink",
+    )  # fmt: skip
     role = Role.CONTROLLER
     term_req_sent = PduType.C2H_TERM_REQ
     term_req_received = PduType.H2C_TERM_REQ
@@ -106,7 +116,13 @@ class TargetQueue(QueuePair):
         self._in_capsule_max = ADMIN_IN_CAPSULE_BYTES
         self._capsule_max = CAPSULE_OVERHEAD_MAX + self._in_capsule_max
         self._bare_capsule = CAPSULE_CMD_HLEN
+        self._capsule_pdo = CAPSULE_CMD_HLEN
+        """The least PDO of a capsule with data, which everybody uses."""
+        self._bare_header = NO_HEADER
+        """The common header of a capsule without data as one number, while such a capsule may come."""
         self._response_size = CAPSULE_RESP_HLEN
+        self._behind_data = DIGEST_SIZE + CAPSULE_RESP_HLEN
+        """Of what may follow the payload of a C2HData."""
         self._response_flags = 0
         self._data_flags = LAST
         self._data_pdo = DATA_HLEN
@@ -142,15 +158,17 @@ class TargetQueue(QueuePair):
         offset = self._used
         if offset + size > self._slab_size:
             offset = self._room(size)
+        slab = self._slab
         sqhd = self._sqhd
         if self.flow_control and self.entries:
             sqhd = self._sqhd = (sqhd + 1) % self.entries
         PACK_RESP_INTO(
-            self._slab, offset, CAPSULE_RESP, self._response_flags, CAPSULE_RESP_HLEN, 0, size, dw0, dw1, sqhd,
+            slab, offset, CAPSULE_RESP, self._response_flags, CAPSULE_RESP_HLEN, 0, size, dw0, dw1, sqhd,
             self.qid, cid, status << 1,
         )  # fmt: skip
         if self.header_digest:
-            self._put_header_digest(offset, CAPSULE_RESP_HLEN)
+            end = offset + CAPSULE_RESP_HLEN
+            PUT_DIGEST(slab, end, crc32c(slab[offset:end]))
         self._used = offset + size
         self.output_bytes += size
         if not self._receiving:
@@ -163,19 +181,20 @@ class TargetQueue(QueuePair):
 
         False, with nothing sent, when ``fill`` returned False.
         """
-        start, pdo = self._used, self._data_pdo
-        if start + pdo + length + DIGEST_SIZE + self._response_size > self._slab_size:
-            start = self._room(pdo + length + DIGEST_SIZE + self._response_size)
-        slab, size = self._slab, pdo + length
-        view = slab[start + pdo : start + size]
+        start = self._used
+        size = self._data_pdo + length
+        if start + size + self._behind_data > self._slab_size:
+            start = self._room(size + self._behind_data)
+        slab, end = self._slab, start + size
+        view = slab[end - length : end]
         if not fill(offset, view):
             return False
         success = not (self.flow_control or dw0)
-        if not self._plain:
-            size = self._put_data(slab, start, cid, view, success)
-        else:
+        if self._plain:
             flags = LAST | SUCCESS if success else LAST
-            PACK_DATA_INTO(slab, start, C2H_DATA, flags, DATA_HLEN, pdo, size, cid, 0, 0, length)
+            PACK_DATA_INTO(slab, start, C2H_DATA, flags, DATA_HLEN, DATA_HLEN, size, cid, 0, 0, length)
+        else:
+            size = self._put_data(slab, start, cid, view, success)
         self._used = start + size
         self.output_bytes += size
         if not success:
@@ -282,7 +301,8 @@ class TargetQueue(QueuePair):
         flags = self._data_flags | SUCCESS if success else self._data_flags
         PACK_DATA_INTO(slab, offset, C2H_DATA, flags, DATA_HLEN, pdo, size, cid, 0, 0, length)
         if self.header_digest:
-            PUT_DIGEST(slab, offset + DATA_HLEN, crc32c(slab[offset : offset + DATA_HLEN]))
+            end = offset + DATA_HLEN
+            PUT_DIGEST(slab, end, crc32c(slab[offset:end]))
         return size
 
     def _ask(self, transfer: Transfer) -> None:
@@ -312,11 +332,7 @@ class TargetQueue(QueuePair):
         }
 
     def _on_icreq(self, start: int, available: int, flags: int, hlen: int, pdo: int, plen: int) -> int:
-        if hlen != IC_SIZE:
-            raise self._field_error(f"ICReq HLEN {hlen}, must be {IC_SIZE}", 2, start, available)
-        if plen != IC_SIZE:
-            raise self._field_error(f"ICReq PLEN {plen}, must be {IC_SIZE}", 4, start, available)
-        if available < IC_SIZE:
+        if not self._initialize_complete("ICReq", start, available, hlen, plen):
             return 0
         request = INITIALIZE_CONNECTION.decode(self._scratch, start)
         if request.pfv:
@@ -337,11 +353,14 @@ class TargetQueue(QueuePair):
         self.data_digest = bool(digest & DIGEST_DATA_BIT)
         header = DIGEST_SIZE if self.header_digest else 0
         self._bare_capsule = CAPSULE_CMD_HLEN + header
+        bare = CommonHeader(PduType.CAPSULE_CMD, HDGST if header else 0, CAPSULE_CMD_HLEN, 0, self._bare_capsule)
+        self._bare_header = int.from_bytes(COMMON_HEADER.encode(bare), "little")
         self._response_size = CAPSULE_RESP_HLEN + header
+        self._behind_data = DIGEST_SIZE + self._response_size
         self._response_flags = HDGST if header else 0
         self._data_flags = LAST | self._response_flags | (DDGST if self.data_digest else 0)
-        alignment = 4 * (request.alignment + 1)
-        self._data_pdo = -(-(DATA_HLEN + header) // alignment) * alignment
+        self._capsule_pdo = aligned(self._bare_capsule, self._alignment_received())
+        self._data_pdo = aligned(DATA_HLEN + header, 4 * (request.alignment + 1))
         self._padding = bytes(self._data_pdo - DATA_HLEN - header)
         self._plain = not digest and self._data_pdo == DATA_HLEN
 
@@ -358,7 +377,8 @@ class TargetQueue(QueuePair):
         sqe: Sqe = UNPACK_SQE(self._scratch, start + HEADER_SIZE)
         if plen == self._bare_capsule:
             self.sink.command(sqe, None)
-            return plen
+            rest = available - plen
+            return plen + self._more_capsules(start + plen, rest) if rest >= plen else plen
         data, good = self._capsule_data(start, flags, hlen, pdo, plen)
         if good:
             self.sink.command(sqe, data)
@@ -366,8 +386,29 @@ class TargetQueue(QueuePair):
             self.complete(sqe[2], Status.TRANSIENT_TRANSPORT_ERROR)
         return plen
 
+    def _more_capsules(self, start: int, available: int) -> int:
+        """Handle the capsules without data that follow one, up to what needs a closer look. Returns bytes used.
+
+        A comparison of the whole header instead of a turn of ``_parse``: 0.2 us less for each read.
+        """
+        scratch, size, position = self._scratch, self._bare_capsule, start
+        capsules = ITER_DIGESTED_CAPSULES if self.header_digest else ITER_CAPSULES
+        try:
+            for capsule in capsules(scratch[start : start + available - available % size]):
+                if capsule[0] != self._bare_header or self.output_bytes >= OUTPUT_BYTES_MAX:
+                    break
+                if self.header_digest and crc32c(scratch[position : position + size]) != CRC_OF_DIGESTED:
+                    break
+                self.sink.command(capsule[1:], None)
+                position += size
+        except RemoteProtocolError as error:
+            error.header = error.header or self._header_bytes(position, size)
+            raise
+        return position - start
+
     def _capsule_data(self, start: int, flags: int, hlen: int, pdo: int, plen: int) -> tuple[memoryview, bool]:
-        self._check_pdo(start, hlen, pdo)
+        if pdo != self._capsule_pdo:
+            self._check_pdo(start, hlen, pdo)
         end = plen - (DIGEST_SIZE if self.data_digest else 0)
         if end <= pdo or end - pdo > self._in_capsule_max:
             raise self._field_error(f"PLEN {plen} and PDO {pdo} leave no acceptable in-capsule data", 4, start, hlen)
@@ -450,6 +491,11 @@ class TargetQueue(QueuePair):
         self.finish(transfer)
 
     # --- states -----------------------------------------------------------------------------------------------------
+
+    def _set_state(self, state: State) -> None:
+        super()._set_state(state)
+        if state is not State.READY:
+            self._bare_header = NO_HEADER
 
     def _alignment_received(self) -> int:
         return 4 * (self._cpda + 1)

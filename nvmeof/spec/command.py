@@ -190,6 +190,9 @@ DATASET_RANGES_MAX = 256
 
 # For the receive loop of the target: opcode, flags, cid, nsid, sgl_address, sgl_length, sgl_id, cdw10 to cdw15.
 UNPACK_SQE = struct.Struct("<BBHI16xQI3xB6I").unpack_from
+# Capsules without data in a row, with and without header digests: the common header as one number, then the same.
+ITER_CAPSULES = struct.Struct("<QBBHI16xQI3xB6I").iter_unpack
+ITER_DIGESTED_CAPSULES = struct.Struct("<QBBHI16xQI3xB6I4x").iter_unpack
 # For the host: opcode, flags, cid, nsid, cdw2, cdw3, sgl_address, sgl_length, sgl_id, cdw10 to cdw15.
 PACK_SQE = struct.Struct("<BBHIII8xQI3xB6I").pack
 # dw0, dw1, sqhd, sqid, cid, status word.
@@ -296,6 +299,8 @@ class LogPage(IntEnum):
     AVE_DISCOVERY = 0x72
     RESERVATION_NOTIFICATION = 0x80
     SANITIZE_STATUS = 0x81
+    INCARNATION = 0xC0
+    """Of this target; laid out in :class:`nvmeof.spec.logpage.IncarnationHeader`."""
 
 
 class Cns(IntEnum):
@@ -382,7 +387,7 @@ class NoticeEvent(IntEnum):
 
 
 class ReadWriteControl(IntFlag):
-    """Command dword 12 of Read, Write and Write Zeroes above NLB (bits 15:0, 0's based)."""
+    """Command dword 12 of Read, Write, Write Zeroes and Verify above NLB (bits 15:0, 0's based)."""
 
     DEALLOCATE = 1 << 25
     PRINFO_REFERENCE_TAG = 1 << 26

@@ -1,4 +1,33 @@
-"""Log pages: NVMe Base 2.0 section 5.16.1. The Discovery log page is in :mod:`nvmeof.spec.fabrics`."""
+"""Log pages: NVMe Base 2.0 section 5.16.1. The Discovery log page is in :mod:`nvmeof.spec.fabrics`.
+
+Vendor log page C0h: the incarnation of each namespace
+------------------------------------------------------
+A Flush promises what was written since the cache it flushes was last lost. The incarnation, 16 random bytes, is new
+whenever acknowledged writes that were not flushed may have been lost. A host reads it before it writes and after it has
+flushed: if both are the same, the Flush covers every write between them, whatever reconnects there were.
+
+======== =================================================================================================
+bytes    header, 64 bytes, little-endian
+======== =================================================================================================
+0:15     ``nvmeof incarnate`` in ASCII; LID C0h of another vendor holds something else here
+16:17    version, 1; a newer one only gives meaning to reserved bytes or makes entries longer
+18:19    bytes of an entry, 32
+20:23    number of entries
+24:63    reserved, zero
+======== =================================================================================================
+
+======== =================================================================================================
+bytes    entry, 32 bytes, one for each namespace, by ascending NSID
+======== =================================================================================================
+0:15     incarnation
+16:19    NSID
+20:31    reserved, zero
+======== =================================================================================================
+
+NSID of the command: one namespace, whose entry is then the only one (Invalid Namespace or Format if it is not active);
+0 or FFFFFFFFh for all. Zeroes follow up to a multiple of 512 bytes. Offsets (LPO) are in bytes. No event belongs to
+the page, so Retain Asynchronous Event has no effect.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +47,7 @@ ERROR_ENTRY_SIZE = 64
 SMART_SIZE = 512
 FIRMWARE_SLOT_SIZE = 512
 COMMANDS_SUPPORTED_SIZE = 4096
+INCARNATION_PAGE_UNIT = 512
 
 
 class LogPageSupport(IntFlag):
@@ -298,6 +328,58 @@ def decode_ana(data: bytes | bytearray | memoryview) -> list[AnaGroup]:
         position += 4 * descriptor.nsid_count
         groups.append(AnaGroup(descriptor.group, descriptor.state & 0xF, nsids, descriptor.change_count))
     return groups
+
+
+INCARNATION_MAGIC = b"nvmeof incarnate"
+INCARNATION_VERSION = 1
+
+
+class IncarnationHeader(NamedTuple):
+    """Head of vendor log page C0h, 64 bytes; the docstring of this module explains it."""
+
+    magic: Annotated[bytes, Bytes(16)] = INCARNATION_MAGIC
+    version: U16 = INCARNATION_VERSION
+    entry_size: U16 = 32
+    entries: U32 = 0
+    reserved24: Annotated[bytes, Bytes(40)] = bytes(40)
+
+
+class IncarnationEntry(NamedTuple):
+    """One namespace of vendor log page C0h, 32 bytes."""
+
+    incarnation: Annotated[bytes, Bytes(16)] = bytes(16)
+    nsid: U32 = 0
+    reserved20: Annotated[bytes, Bytes(12)] = bytes(12)
+
+
+INCARNATION_HEADER = Layout(
+    IncarnationHeader, size=64, offsets={"magic": 0, "version": 16, "entry_size": 18, "entries": 20, "reserved24": 24}
+)
+INCARNATION_ENTRY = Layout(IncarnationEntry, size=32, offsets={"incarnation": 0, "nsid": 16, "reserved20": 20})
+
+
+def encode_incarnations(incarnations: Mapping[int, bytes]) -> bytes:
+    """Vendor log page C0h from incarnations (16 bytes) by NSID."""
+    header = INCARNATION_HEADER.encode(IncarnationHeader(entries=len(incarnations)))
+    entries = [INCARNATION_ENTRY.encode(IncarnationEntry(incarnations[nsid], nsid)) for nsid in sorted(incarnations)]
+    page = b"".join([header, *entries])
+    return page.ljust(-(-len(page) // INCARNATION_PAGE_UNIT) * INCARNATION_PAGE_UNIT, b"\0")
+
+
+def decode_incarnations(data: bytes | bytearray | memoryview) -> dict[int, bytes] | None:
+    """Incarnations by NSID, as far as ``data`` holds entries; None when it is the page of another vendor.
+
+    Raises ValueError below 64 bytes and for entries that are shorter than those of version 1.
+    """
+    header = INCARNATION_HEADER.decode(data)
+    if header.magic != INCARNATION_MAGIC:
+        return None
+    if header.entry_size < INCARNATION_ENTRY.size:
+        raise ValueError(f"incarnations: got entries of {header.entry_size} bytes, wanted {INCARNATION_ENTRY.size}")
+    held = min(header.entries, (len(data) - INCARNATION_HEADER.size) // header.entry_size)
+    places = range(INCARNATION_HEADER.size, INCARNATION_HEADER.size + held * header.entry_size, header.entry_size)
+    entries = [INCARNATION_ENTRY.decode(data, place) for place in places]
+    return {entry.nsid: entry.incarnation for entry in entries}
 
 
 class AsyncEvent(NamedTuple):

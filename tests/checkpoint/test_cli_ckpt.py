@@ -183,6 +183,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_save_is_uncommitted_and_the_next_one_works(place: str, tmp_path: Path, run: Run) -> None:
     big = {f"w{i}": np.random.default_rng(i).integers(0, 256, 2 << 20, dtype=np.uint8) for i in range(6)}
     source = os.fspath(tmp_path / "big.safetensors")

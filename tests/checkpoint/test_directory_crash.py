@@ -57,7 +57,8 @@ async def assert_whole(path: Path, allowed: list[set[int]]) -> set[int]:
     return steps
 
 
-@pytest.mark.parametrize("first", [pytest.param(True, marks=pytest.mark.slow), False], ids=["blank", "second save"])
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [True, False], ids=["blank", "second save"])
 async def test_save_survives_a_power_failure_at_every_system_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
 ) -> None:

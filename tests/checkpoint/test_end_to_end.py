@@ -76,6 +76,7 @@ async def test_round_trip_over_the_wire(server: Server, digests: bool) -> None:
                 pass
 
 
+@pytest.mark.slow
 async def test_a_target_killed_during_a_save_never_costs_a_checkpoint(server: Server) -> None:
     """The incident: the save raises, the old checkpoint is good, the half-written one is never believed."""
     async with Store.open(server.url) as store:

@@ -80,7 +80,8 @@ async def enumerate_crashes(
     return len(whole.trace), found
 
 
-@pytest.mark.parametrize("block_size", [pytest.param(512, marks=pytest.mark.slow), 4096])
+@pytest.mark.slow
+@pytest.mark.parametrize("block_size", [512, 4096])
 async def test_save_survives_a_power_failure_at_every_operation(block_size: int) -> None:
     before = await image_with(1, 2, block_size=block_size)
     operations, found = await enumerate_crashes(
@@ -91,6 +92,7 @@ async def test_save_survives_a_power_failure_at_every_operation(block_size: int)
     assert found.count({1, 2, 3}) > len(MODES)
 
 
+@pytest.mark.slow
 async def test_first_save_on_a_blank_namespace_survives_a_power_failure_at_every_operation() -> None:
     _, found = await enumerate_crashes(bytearray(SIZE), 4096, lambda store: store.save(1, small_state(1)), set(), {1})
     assert found.count(set()) > 10
@@ -124,6 +126,7 @@ async def test_forced_formatting_survives_a_power_failure_at_every_operation() -
                 assert set(await committed(store)) == steps | {8}
 
 
+@pytest.mark.slow
 async def test_delete_survives_a_power_failure_at_every_operation() -> None:
     before = await image_with(1, 2, 3)
     operations, found = await enumerate_crashes(before, 4096, lambda store: store.delete(2), {1, 2, 3}, {1, 3})

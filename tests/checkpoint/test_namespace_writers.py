@@ -118,8 +118,8 @@ async def both(first: str, second: str, hold: int, hold_second: int | None, warm
 
 
 @pytest.mark.parametrize("warm", [False, True], ids=["new session", "session that wrote before"])
-@pytest.mark.parametrize("first", ["save 8", "delete 1"])
-@pytest.mark.parametrize("second", ["save 9", "delete 2"])
+@pytest.mark.parametrize("first", ["save 8", pytest.param("delete 1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("second", [pytest.param("save 9", marks=pytest.mark.slow), "delete 2"])
 async def test_a_writer_held_at_any_write_undoes_nothing_of_another_one(first: str, second: str, warm: bool) -> None:
     hold = 0
     while await both(first, second, hold, None, warm):
@@ -127,6 +127,7 @@ async def test_a_writer_held_at_any_write_undoes_nothing_of_another_one(first: s
     assert hold >= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), [("save 8", "delete 1"), ("delete 2", "save 9")])
 async def test_two_writers_held_at_any_two_writes(first: str, second: str) -> None:
     """All but a record's own write, which no check can take back (FORMAT.md, 2.5)."""

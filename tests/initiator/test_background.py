@@ -110,15 +110,9 @@ async def count_keep_alives(target: FakeTarget, seconds: float, busy: bool, cont
     return target.codes().count(KEEP_ALIVE)
 
 
-@pytest.mark.parametrize(
-    ("traffic_based", "busy"),
-    [
-        (False, False),
-        pytest.param(False, True, marks=pytest.mark.slow),
-        pytest.param(True, False, marks=pytest.mark.slow),
-        (True, True),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("traffic_based", [False, True])
+@pytest.mark.parametrize("busy", [False, True])
 async def test_keep_alive(traffic_based: bool, busy: bool) -> None:
     identity = default_identity()._replace(ctratt=0x40 if traffic_based else 0)
     async with FakeTarget(identity=identity) as target:

@@ -39,8 +39,10 @@ BOTH_DIGESTS = {"header_digest": True, "data_digest": True}
 TRANSIENT_TRANSPORT_ERROR = 0x22
 
 
-class Bench:
+class Bench(wire.Bench):
     """A HostQueue and its pool; ``feed`` returns what the host sends in answer."""
+
+    queue: HostQueue
 
     def __init__(self, *, ready: bool = True, cpda: int = 0, maxh2cdata: int = 131072, **options: Any) -> None:
         self.pool = BufferPool()
@@ -53,22 +55,6 @@ class Bench:
             self.wire = Wire(bool(digest & 1), bool(digest & 2))
             self.queue.capacity = 64
             self.queue.established()
-
-    def feed(self, data: bytes, step: int = 0, now: float = 0.0) -> bytes:
-        output = b""
-        while data:
-            buffer = self.queue.get_buffer()
-            size = min(len(buffer), len(data), step or len(data))
-            buffer[:size] = data[:size]
-            data = data[size:]
-            self.queue.received(size, now)
-            output += self.take()
-        return output
-
-    def take(self) -> bytes:
-        output = b"".join(map(bytes, self.queue.take_output()))
-        self.queue.drained()
-        return output
 
     def read(self, length: int, **more: Any) -> tuple[int, bytearray]:
         """Submit a read; its CID and buffer."""

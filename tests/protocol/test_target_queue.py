@@ -49,8 +49,10 @@ class MemorySink:
         self.queue.finish(transfer)
 
 
-class Bench:
+class Bench(wire.Bench):
     """A TargetQueue with its sink and pool; ``feed`` returns what the controller sends in answer."""
+
+    queue: TargetQueue
 
     def __init__(self, *, digest: int = 0, hpda: int = 0, cpda: int = 0, ready: bool = True) -> None:
         self.pool = BufferPool()
@@ -61,25 +63,6 @@ class Bench:
             self.icresp = self.feed(wire.icreq(digest=digest, hpda=hpda))
             self.queue.set_queue(1, 128, flow_control=True)
             self.queue.established()
-
-    def feed(self, data: bytes, step: int = 0, now: float = 0.0) -> bytes:
-        output = b""
-        while data:
-            buffer = self.queue.get_buffer()
-            size = min(len(buffer), len(data), step or len(data))
-            buffer[:size] = data[:size]
-            data = data[size:]
-            self.queue.received(size, now)
-            output += self.take()
-            while self.queue.blocked:
-                self.queue.resume()
-                output += self.take()
-        return output
-
-    def take(self) -> bytes:
-        output = b"".join(self.queue.take_output())
-        self.queue.drained()
-        return output
 
     def pdus(self, data: bytes, step: int = 0) -> list[bytes]:
         return self.wire.split(self.feed(data, step))
@@ -209,7 +192,7 @@ def test_a_transfer_of_one_pdu_is_delivered_from_the_scratch(pieces: int, leased
 def conversation(bench: Bench) -> bytes:
     """Everything a host may send, with payloads that do and do not fit into the scratch."""
     w = bench.wire
-    small, large = bytes(range(256)) * 8, bytes(i & 0xFF for i in range(limits.MAXH2CDATA_BYTES))
+    small, large = bytes(range(256)) * 8, bytes(range(256)) * (limits.MAXH2CDATA_BYTES // 256)
     return b"".join(
         [
             w.capsule(wire.sqe(0, 1)),
@@ -226,7 +209,10 @@ def conversation(bench: Bench) -> bytes:
     )
 
 
-@pytest.mark.parametrize(("digest", "step"), [(3, 1), (3, 7), *((d, s) for d in range(4) for s in (73, 1000, 65536))])
+@pytest.mark.parametrize(
+    ("digest", "step"),
+    [(3, 1), (3, 7), *((d, s) for d in range(4) for s in (73, 1000, 65536))],
+)
 def test_any_segmentation_gives_the_same_answers(digest: int, step: int) -> None:
     whole = Bench(digest=digest)
     expected = whole.feed(conversation(whole))
@@ -335,6 +321,61 @@ def test_header_digest_flag_must_be_set() -> None:
     bench = Bench(digest=1)
     header = struct.pack("<BBBBI", 4, 0, 72, 0, 76) + wire.sqe(0, 1)
     assert bench.fatal(bench.wire.seal(header))[:2] == (INVALID_FIELD, 1)
+
+
+@pytest.mark.parametrize("digest", [0, 1])
+@pytest.mark.parametrize("position", [1, 5])
+@pytest.mark.parametrize(
+    ("offset", "error"), [(0, (INVALID_FIELD, 0)), (2, (INVALID_FIELD, 2)), (7, (INVALID_FIELD, 4)), (12, None)]
+)
+def test_one_bad_capsule_among_many(digest: int, position: int, offset: int, error: tuple[int, int] | None) -> None:
+    """Those before it are answered, it is the one that is returned, and those behind it are never looked at."""
+    bench = Bench(digest=digest)
+    capsules = [bytearray(bench.wire.capsule(wire.sqe(0, cid))) for cid in range(8)]
+    bad = capsules[position]
+    bad[offset] ^= 0xF0
+    if error is None and not digest:
+        assert [wire.response(pdu)[4] for pdu in bench.pdus(b"".join(capsules))] == list(range(8))
+        return
+    *answers, last = bench.pdus(b"".join(capsules))
+    assert [wire.response(pdu)[4] for pdu in answers] == list(range(position))
+    assert [sqe[2] for sqe in bench.sink.commands] == list(range(position))
+    received = struct.unpack_from("<I", bad, 72)[0] if digest else 0
+    fes, fei, header = wire.term_req(last)
+    assert (fes, fei) == (error or (DIGEST, received))
+    assert header
+    assert b"".join(capsules[position:]).startswith(header)
+
+
+@pytest.mark.parametrize("digest", [0, 1])
+def test_an_overflow_returns_the_capsule_that_caused_it(digest: int) -> None:
+    bench = Bench(digest=digest)
+    capsules = [bench.wire.capsule(wire.sqe(0, cid)) for cid in range(6)]
+    execute = bench.sink.command
+
+    def command(sqe: Sqe, data: memoryview | None) -> None:
+        if sqe[2] == 4:
+            raise bench.queue.overflow()
+        execute(sqe, data)
+
+    bench.sink.command = command  # type: ignore[method-assign]
+    assert bench.fatal(b"".join(capsules)) == (SEQUENCE, 0, capsules[4][:72])
+    assert len(bench.sink.commands) == 4
+
+
+@pytest.mark.parametrize("digest", [0, 1])
+def test_capsules_behind_the_one_that_closes_the_queue_are_not_executed(digest: int) -> None:
+    bench = Bench(digest=digest)
+    execute = bench.sink.command
+
+    def command(sqe: Sqe, data: memoryview | None) -> None:
+        execute(sqe, data)
+        if sqe[2] == 2:
+            bench.queue.close()
+
+    bench.sink.command = command  # type: ignore[method-assign]
+    bench.feed(b"".join(bench.wire.capsule(wire.sqe(0, cid)) for cid in range(6)))
+    assert len(bench.sink.commands) == 3
 
 
 def asked(bench: Bench, length: int = 8192, cid: int = 5) -> Wire:

@@ -1,4 +1,7 @@
-"""PDUs written by hand from the figures of the NVMe/TCP Transport Specification 1.0, independent of nvmeof.spec."""
+"""PDUs written by hand from the figures of the NVMe/TCP Transport Specification 1.0, independent of nvmeof.spec.
+
+``Bench`` hands them to a queue of either role.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import struct
 from dataclasses import dataclass
 
 from crc32c import crc32c
+
+from nvmeof.protocol.queue_pair import QueuePair
 
 HDGST, DDGST, LAST, SUCCESS = 1, 2, 4, 8
 
@@ -114,3 +119,29 @@ def term_req(pdu: bytes) -> tuple[int, int, bytes]:
     assert plen == len(pdu)
     assert 24 <= plen <= 152
     return fes, fei, pdu[24:]
+
+
+class Bench:
+    """A queue pair of either role without a socket."""
+
+    queue: QueuePair
+
+    def feed(self, data: bytes, step: int = 0, now: float = 0.0) -> bytes:
+        """Hand ``data`` over, ``step`` bytes at a time or as much as is taken; returns what the queue sends."""
+        output, start = [], 0
+        while start < len(data):
+            buffer = self.queue.get_buffer()
+            size = min(len(buffer), len(data) - start, step or len(data))
+            buffer[:size] = data[start : start + size]
+            start += size
+            self.queue.received(size, now)
+            output.append(self.take())
+            while self.queue.blocked:
+                self.queue.resume()
+                output.append(self.take())
+        return b"".join(output)
+
+    def take(self) -> bytes:
+        output = b"".join(self.queue.take_output())
+        self.queue.drained()
+        return output

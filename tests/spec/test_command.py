@@ -8,6 +8,8 @@ from nvmeof.spec import command as c
 from nvmeof.spec.command import (
     CQE,
     DATASET_RANGE,
+    ITER_CAPSULES,
+    ITER_DIGESTED_CAPSULES,
     PACK_SQE,
     SQE,
     UNPACK_CQE,
@@ -89,6 +91,10 @@ def test_the_quick_codecs_agree_with_the_layout(entry: SubmissionEntry) -> None:
     dwords = (e.cdw10, e.cdw11, e.cdw12, e.cdw13, e.cdw14, e.cdw15)
     sgl = (e.sgl_address, e.sgl_length, e.sgl_id)
     assert UNPACK_SQE(b"\xff" + wire, 1) == (e.opcode, e.flags, e.cid, e.nsid, *sgl, *dwords)
+    capsule = bytes(range(1, 9)) + wire
+    number = int.from_bytes(capsule[:8], "little")
+    assert list(ITER_CAPSULES(capsule * 2)) == [(number, *UNPACK_SQE(wire))] * 2
+    assert list(ITER_DIGESTED_CAPSULES((capsule + b"\xffabc") * 2)) == [(number, *UNPACK_SQE(wire))] * 2
     assert PACK_SQE(e.opcode, e.flags, e.cid, e.nsid, e.cdw2, e.cdw3, *sgl, *dwords) == wire
 
 

@@ -222,3 +222,39 @@ def test_short_pages(decode: object, size: int) -> None:
     assert callable(decode)
     with pytest.raises(ValueError, match=f"needs {size} bytes, got {size - 1}"):
         decode(bytes(size - 1))
+
+
+def test_incarnations() -> None:
+    """The layout in the docstring of the module."""
+    first, second = bytes(range(16)), bytes(range(16, 32))
+    wire = image(
+        512,
+        {
+            0: b"nvmeof incarnate".hex(),
+            16: "01 00 20 00 02 00 00 00",
+            64: first.hex() + "01 00 00 00",
+            96: second.hex() + "00 01 00 00",
+        },
+    )
+    assert lp.encode_incarnations({0x100: second, 1: first}) == wire
+    assert lp.decode_incarnations(wire) == {1: first, 0x100: second}
+    assert lp.decode_incarnations(wire[:96]) == {1: first}, "as many as there are bytes for"
+    assert lp.decode_incarnations(lp.encode_incarnations({})) == {}
+    sizes = [len(lp.encode_incarnations(dict.fromkeys(range(1, count + 1), first))) for count in (0, 14, 15, 1024)]
+    assert sizes == [512, 512, 1024, 33280]
+
+
+def test_incarnations_of_other_vendors_and_versions() -> None:
+    page = bytearray(lp.encode_incarnations({7: bytes(range(16))}))
+    newer = bytearray(page[:64] + page[64:96] + b"\xff" * 16 + page[64:80] + b"\x08" + page[81:96] + b"\xff" * 16)
+    newer[16:24] = bytes.fromhex("02 00 30 00 02 00 00 00")
+    assert lp.decode_incarnations(newer) == {7: bytes(range(16)), 8: bytes(range(16))}
+    assert lp.decode_incarnations(bytes(512)) is None
+    page[18] = 31
+    with pytest.raises(ValueError, match="got entries of 31 bytes, wanted 32"):
+        lp.decode_incarnations(page)
+    page[18] = 0
+    with pytest.raises(ValueError, match="got entries of 0 bytes"):
+        lp.decode_incarnations(page)
+    with pytest.raises(ValueError, match="needs 64 bytes, got 63"):
+        lp.decode_incarnations(page[:63])

@@ -205,7 +205,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @needs_target
-@pytest.mark.parametrize("digests", [Digests(), Digests(header=True), Digests(data=True), BOTH])
+@pytest.mark.parametrize(
+    "digests",
+    [
+        Digests(),
+        pytest.param(Digests(header=True), marks=pytest.mark.slow),
+        pytest.param(Digests(data=True), marks=pytest.mark.slow),
+        BOTH,
+    ],
+)
 @pytest.mark.parametrize(
     ("write", "block", "depth"),
     [(False, 4 * KIB, 1), (False, 4 * KIB, 32), (False, 128 * KIB, 4), (False, MIB, 2), (True, 4 * KIB, 1),
@@ -214,12 +222,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_against_the_target(server: Server, write: bool, block: int, depth: int, digests: Digests) -> None:
     workload = Workload(write, block < MIB, block, depth, digests)
     image = None if write else server.image
-    tally, _spent = NvmeRun(server.address, NQN, workload, 16 * MIB, image).measure(1.0, commands=40)
+    tally, _spent = NvmeRun(server.address, NQN, workload, 16 * MIB, image).measure(30.0, commands=40)
     measured: Result = result(workload, tally)
     assert tally.completed >= 40
     assert measured.iops > 0
 
 
+@pytest.mark.slow
 @needs_target
 def test_command_line(tmp_path: Path) -> None:
     options = "--only 4k-randread-qd1 --seconds 0.02 --repeats 1 --size 16m --idle-seconds 0 --cpus none --json"
