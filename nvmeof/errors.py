@@ -67,7 +67,14 @@ class VolumeError(NvmeofError):
 
 
 class ReadFault(VolumeError):
-    """The blocks cannot be returned correctly (media error). Nothing was returned."""
+    """The blocks cannot be returned correctly (media error). Nothing was returned.
+
+    ``offset`` is that of the first byte that cannot, where it is known; the error log then names its block.
+    """
+
+    def __init__(self, message: str = "", *, offset: int | None = None) -> None:
+        super().__init__(message)
+        self.offset = offset
 
 
 class WriteFault(VolumeError):

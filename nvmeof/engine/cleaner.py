@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nvmeof.engine.layout import (
+    PAGE,
     PAGE_SHIFT,
+    RECORD_RAW_MAX,
     UNIT,
     UNIT_SHIFT,
     Kind,
@@ -80,6 +82,8 @@ class Cleaner:
             if share > GAIN_MIN or (budget < share and budget < 1.0):
                 break
             budget -= share
+            if len(segments.free) <= POOL_RESERVE_SEGMENTS[Level.CLEANER] and not self._fits(number):
+                break
             try:
                 if not await self._empty(number):
                     self._stuck.add(number)
@@ -88,6 +92,11 @@ class Cleaner:
             if log.fault:
                 break
         await self.pool.commit()
+
+    def _fits(self, number: int) -> bool:
+        """Whether all of a segment surely fits in what is left of the log's: then the move needs no free segment."""
+        records_most = self.pool.segments.live[number] + self.pool.segments.meta[number]
+        return records_most * (PAGE + UNIT) + RECORD_RAW_MAX <= self.pool.log.room_left
 
     def _victims(self) -> list[int]:
         segments = self.pool.segments

@@ -56,12 +56,17 @@ class Keyring:
         self.table.add(key_id, new_data_key())
         return key_id
 
-    def save(self, disks: Sequence[Disk]) -> None:
-        """Write the table to both ends of all ``disks``, each end synced before the next. Raises OSError."""
+    def save(self, disks: Sequence[Disk | None]) -> list[tuple[int, OSError]]:
+        """Write the table to both ends of ``disks``, by role, each end synced before the next. Returns who failed."""
         self.generation += 1
         content = self.table.encode(self.generation)
+        failed: dict[int, OSError] = {}
         for end in (HEAD, TAIL):
-            for disk in disks:
-                write_keys(disk, self.geometry, end, content)
-            for disk in disks:
-                disk.sync()
+            for write in (True, False):
+                for role, disk in enumerate(disks):
+                    if disk is not None and role not in failed:
+                        try:
+                            write_keys(disk, self.geometry, end, content) if write else disk.sync()
+                        except OSError as error:
+                            failed[role] = error
+        return list(failed.items())

@@ -185,7 +185,9 @@ class Log:
         geometry, segments = self.geometry, self.segments
         pages = min(geometry.strip_bytes_max >> 12, geometry.segment_pages - self.page)
         full = self.segment == NONE32 or pages <= 0 or stream_units(geometry.data, pages) < units
-        if len(segments.free) < POOL_RESERVE_SEGMENTS[level] + full:  # what a commit left of its segment is its own
+        # What a commit left of its segment is not for users, and for the cleaner while the next commit has another.
+        least = POOL_RESERVE_SEGMENTS[level] + 1 if full else (POOL_RESERVE_SEGMENTS[Level.USER], 1, 0)[level]
+        if len(segments.free) < least:
             self.starved = True
             return None
         if full:
@@ -211,6 +213,13 @@ class Log:
     def busy_segments(self) -> tuple[int, int]:
         """The segment being filled and the one after it; neither may be cleaned or freed."""
         return self.segment, self.next_segment
+
+    @property
+    def room_left(self) -> int:
+        """Bytes of stream that are left in the segment being filled."""
+        pages = self.geometry.segment_pages - self.page
+        used = 0 if self.stripe is None else self.stripe.used
+        return 0 if self.segment == NONE32 else max(0, stream_units(self.geometry.data, pages) - used) << UNIT_SHIFT
 
     def begin_head(self) -> tuple[int, int, int]:
         """Close the open stripe and open the next: sequence, segment and page of that. Raises WriteFault."""

@@ -149,10 +149,14 @@ def _enough(
 
 @dataclass
 class Tail:
-    """The stripes behind the root, in order, and how many unflushed ones there were behind a gap."""
+    """The stripes behind the root, in order, and how many unflushed ones there were behind a gap.
+
+    ``rest`` is the segment and page behind the last, if something of a stripe that does not count lies there.
+    """
 
     places: list[StripePlace]
     dropped: int
+    rest: tuple[int, int] | None = None
 
 
 def scan_tail(pool: Pool, superblock: Superblock) -> Tail:
@@ -192,7 +196,8 @@ def scan_tail(pool: Pool, superblock: Superblock) -> Tail:
             f"the log ends at stripe {sequence:#x} in segment {segment}, page {page}, before the root's "
             f"({superblock.root_sequence:#x}): more was lost than {geometry.parity} members hold; it cannot be opened"
         )
-    return Tail(places, _dropped(pool, segment, page, following, sequence))
+    torn = page < geometry.segment_pages and find_header(geometry, disks, segment, page, sequence) is not None
+    return Tail(places, _dropped(pool, segment, page, following, sequence), (segment, page) if torn else None)
 
 
 def _begin_at(pool: Pool, segment: int, page: int, sequence: int) -> None:
@@ -384,6 +389,7 @@ async def open_into(pool: Pool, superblock: Superblock) -> OpenReport:
     tail = await pool.executor.run(scan_tail, pool, superblock)
     report.lost_map_pages = await load_root(pool, superblock)
     report.repaired_strips, holding = await roll_forward(pool, tail)
+    await _cut(pool, tail)
     report.rolled_forward_stripes = len(tail.places)
     report.rolled_forward_bytes = sum(place.pages for place in tail.places) * PAGE * pool.geometry.width
     report.dropped_stripes = tail.dropped
@@ -392,6 +398,21 @@ async def open_into(pool: Pool, superblock: Superblock) -> OpenReport:
     await pool.commit()
     report.seconds = time.monotonic() - started
     return report
+
+
+async def _cut(pool: Pool, tail: Tail) -> None:
+    """Take away the header of a torn stripe behind the log's end: who walks the segment later must not go on there."""
+    if tail.rest is None:
+        return
+    segment, page = tail.rest
+    offset = pool.geometry.segment_offset(segment) + page * PAGE
+    for role, disk in enumerate(pool.log.disks()):
+        if disk is not None:
+            try:
+                await pool.executor.run(disk.write, offset, bytes(PAGE))
+            except OSError as error:
+                pool.log.member_failed(role, disk, error, "write")
+    pool.log.unsynced = True
 
 
 def _find_free(pool: Pool, tail: Tail, holding: set[int]) -> None:

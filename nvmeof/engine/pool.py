@@ -39,7 +39,7 @@ from nvmeof.engine.record import Sealed, Sealer
 from nvmeof.engine.scrub import Progress, ScrubReport, Walks
 from nvmeof.engine.segments import Segments
 from nvmeof.engine.volume import VolumeHealth
-from nvmeof.errors import UsageError, VolumeError, WriteFault
+from nvmeof.errors import CapacityError, UsageError, VolumeError, WriteFault
 from nvmeof.keys.sources import KeySource
 from nvmeof.limits import (
     POOL_COMMIT_BYTES,
@@ -308,14 +308,12 @@ class Pool:
             await self.save_keys()
 
     async def save_keys(self) -> None:
-        """Write the key table to the members. Raises WriteFault, and then the pool stops."""
+        """Write the key table to the members; one that fails is out. Raises WriteFault."""
         assert self.keyring is not None
-        disks = [disk for disk in self.log.disks() if disk is not None]
-        try:
-            await self.executor.run(self.keyring.save, disks)
-        except OSError as error:
-            self.log.fail(f"the key table could not be written: {error}")
-            raise WriteFault(self.log.fault) from error
+        disks = self.log.disks()
+        for role, error in await self.executor.run(self.keyring.save, disks):
+            self.log.member_failed(role, disks[role], error, "write")
+        await self.log.flush()
 
     async def rotate_key(self, new: KeySource) -> None:
         """Wrap the data keys by another key; the old one opens the pool no more. Raises UsageError, WriteFault."""
@@ -382,7 +380,12 @@ class Pool:
             await self.commit()
         while not attempt():
             if self.log.starved:
-                await self.cleaner.make_room()
+                try:
+                    await self.cleaner.make_room()
+                except CapacityError:  # not for users; but a mark may fit, and it is what gives space back
+                    if not attempt():
+                        raise
+                    break
             else:
                 await self.log.wait_room()
         self.consider()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
@@ -120,8 +120,8 @@ class PoolVolume(Volume):
 
     @property
     def health(self) -> VolumeHealth:
-        """As the pool is."""
-        return self.pool.health
+        """As the pool is; media errors are this namespace's, those that could not be healed."""
+        return replace(self.pool.health, media_errors=self.media_errors)
 
     # -- reading
 
@@ -242,7 +242,7 @@ class PoolVolume(Volume):
             if not entry:
                 view[at << PAGE_SHIFT : (at + 1) << PAGE_SHIFT] = _ZERO_PAGE
             elif entry >= UNCORRECTABLE:
-                raise ReadFault(f"block {block + at} of 4096 bytes is marked uncorrectable")
+                raise self._lost(block + at, "is marked uncorrectable")
             else:
                 while at + run < count and entries[at + run] == entry + run:
                     run += 1
@@ -289,14 +289,17 @@ class PoolVolume(Volume):
         if address.segment in self.pool.segments.starts:
             place = self.pool.segments.stripe_at(address.segment, address.unit)
         if place is None:
-            self.media_errors += 1
-            raise ReadFault(f"block {fetch.run.block}: lost: its stripe is not there")
+            raise self._lost(fetch.run.block, "is lost: its stripe is not there")
         expected = fetch.expected._replace(sequence=place.sequence)
-        _, record = await self._reader.rebuild(fetch.run.entry, place, expected, why)
         try:
+            _, record = await self._reader.rebuild(fetch.run.entry, place, expected, why)
             self._open(fetch._replace(expected=expected), record, view)
-        except BadRecordError as error:
-            raise ReadFault(f"block {fetch.run.block}: its record {error}") from error
+        except (BadRecordError, ReadFault) as error:
+            raise self._lost(fetch.run.block, f"is lost: {error}") from error
+
+    def _lost(self, block: int, why: str) -> ReadFault:
+        self.media_errors += 1
+        return ReadFault(f"block {block} of 4096 bytes {why}", offset=block << PAGE_SHIFT)
 
     async def verify(self, offset: int, length: int) -> None:
         """As :meth:`Volume.verify`: every strip of every stripe that the range is in, and every record."""

@@ -146,7 +146,8 @@ class Reader:
 
     def _walk(self, number: int, generation: int) -> array[int]:
         starts = array("I", [0])
-        for header in walk(self.geometry, self.disks(), number, 0, generation):
+        healthy = [member.disk if member.readable else None for member in self.members[: self._width]]
+        for header in walk(self.geometry, healthy, number, 0, generation):
             starts.append(starts[-1] + self.geometry.data * (header.pages * UNITS_PER_PAGE - 1))
         return starts
 
@@ -210,7 +211,7 @@ class Reader:
         if found is None:
             self._note(-1, place, f"a record {why}, and cannot be rebuilt", False)
             raise ReadFault(
-                f"block {expected.block}: lost: its record {why}, and its stripe (segment {place.segment}, "
+                f"its record {why}, and its stripe (segment {place.segment}, "
                 f"page {place.page}) has {len(outcome.bad)} bad strips of {self._width}"
             )
         return found
@@ -309,7 +310,11 @@ def walk(
 def find_header(
     geometry: Geometry, disks: Sequence[Disk | None], segment: int, page: int, sequence: int | None
 ) -> StripHeader | None:
-    """A strip header that verifies and belongs at that page of a segment, from whichever member has one."""
+    """A strip header that verifies and belongs at that page of a segment, from whichever member has one.
+
+    Without a ``sequence`` the newest: a member that is out holds older ones.
+    """
+    newest: StripHeader | None = None
     unit = memoryview(bytearray(UNIT))
     for role, disk in enumerate(disks):
         if disk is None:
@@ -328,8 +333,11 @@ def find_header(
             and (header.index + header.sequence) % geometry.width == role
             and 0 < header.pages <= geometry.segment_pages - page
         ):
-            return header
-    return None
+            if sequence is not None:
+                return header
+            if newest is None or header.sequence > newest.sequence:
+                newest = header
+    return newest
 
 
 def _slice(payloads: Sequence[memoryview], lo: int, hi: int) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, SupportsIndex
 
-from nvmeof.errors import UsageError
+from nvmeof.errors import StatusError, TransportError, UsageError
 from nvmeof.initiator.dispatch import Command, Dispatcher
 from nvmeof.limits import HOST_TRANSFER_BYTES_MAX
 from nvmeof.spec.command import (
@@ -15,9 +15,15 @@ from nvmeof.spec.command import (
     FabricsType,
     GetLogPageDwords,
     IdentifyDwords,
+    LogPage,
 )
 from nvmeof.spec.fabrics import PROPERTY_SIZES, PropertyDwords
 from nvmeof.spec.identify import IDENTIFY_SIZE
+from nvmeof.spec.logpage import INCARNATION_PAGE_UNIT, decode_incarnations
+from nvmeof.spec.status import Status
+
+NO_SUCH_PAGE = (Status.INVALID_LOG_PAGE, Status.INVALID_FIELD, Status.INVALID_OPCODE)
+"""What controllers say to a log page they do not have; the Linux target says the second."""
 
 
 class Completion(NamedTuple):
@@ -109,6 +115,26 @@ class Admin:
             command = Command(AdminOpcode.GET_LOG_PAGE, nsid, *page.encode())
             parts.append((await self._run(command, size, f"Get Log Page {lid:02X}h")).data)
         return b"".join(parts)
+
+    async def incarnation(self, nsid: int) -> bytes | None:
+        """16 bytes that change when acknowledged writes to a namespace may have been lost before they were flushed.
+
+        The same before a write and after a later flush: the write is on media, whatever happened to the connection.
+        From the log page C0h of our own target; None from a controller that has none, which proves nothing.
+        """
+        try:
+            page = await self.get_log_page(LogPage.INCARNATION, INCARNATION_PAGE_UNIT, nsid=nsid)
+        except StatusError as error:
+            if error.status_code_type << 8 | error.status_code in NO_SUCH_PAGE:
+                return None
+            raise
+        try:
+            incarnations = decode_incarnations(page)
+        except ValueError as error:
+            raise TransportError(f"log page C0h: {error}") from error
+        if incarnations is not None and nsid not in incarnations:
+            raise TransportError(f"log page C0h: got namespaces {sorted(incarnations)}, wanted {nsid}")
+        return None if incarnations is None else incarnations[nsid]
 
     async def get_features(self, fid: int, select: int = 0, nsid: int = 0, length: int = 0) -> tuple[int, bytes]:
         """Completion dword 0 and up to ``length`` bytes of feature ``fid`` (``nvmeof.spec.command.FeatureId``)."""

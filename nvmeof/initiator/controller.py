@@ -78,7 +78,7 @@ class Controller(Admin):
         self.options = options
         self.cntlid = CNTLID_DYNAMIC
         self.nvm_limits = NvmIdentifyController()
-        """Limits of Write Zeroes and Dataset Management (CNS 06h); zeroes when the controller reports none."""
+        """Limits of commands without data and of Dataset Management (CNS 06h); zeroes when none are reported."""
         self.io = Dispatcher(options.io_timeout)
         self.closed = ""
         """Why the association is over; empty while it lives."""

@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 
 BLOCKS_MAX = NLB_MASK + 1
 PAGE_BYTES = 4096
-"""CAP.MPSMIN is 0 or the controller is refused: the unit of WZSL."""
+"""CAP.MPSMIN is 0 or the controller is refused: the unit of WZSL, VSL and WUSL."""
 RANGE_BLOCKS_MAX = 0xFFFF_FFFF
 READ = int(IoOpcode.READ)
 WRITE = int(IoOpcode.WRITE)
 FLUSH = int(IoOpcode.FLUSH)
 WRITE_ZEROES = int(IoOpcode.WRITE_ZEROES)
+VERIFY = int(IoOpcode.VERIFY)
+WRITE_UNCORRECTABLE = int(IoOpcode.WRITE_UNCORRECTABLE)
 CONTEXT = "{} of {} bytes at {} of namespace {}"
 
 
@@ -140,16 +142,22 @@ class Namespace:
 
     async def write_zeroes(self, offset: int, length: int, deallocate: bool = False, fua: bool = False) -> None:
         """Make blocks read as zeroes without sending any; ``deallocate`` allows the controller to free them."""
-        count, first = self._blocks(offset, length), offset // self.block_size
         control = (DEAC_BIT if deallocate else 0) | (FUA_BIT if fua else 0)
-        limit = BLOCKS_MAX
-        if self.controller.nvm_limits.wzsl:
-            limit = max(1, min(limit, (PAGE_BYTES << min(self.controller.nvm_limits.wzsl, 32)) // self.block_size))
-        commands = (
-            Command(WRITE_ZEROES, self.nsid, block & 0xFFFF_FFFF, block >> 32, blocks - 1 | control)
-            for block, blocks in steps(first, count, limit, 0)
-        )
+        commands = self._without_data(WRITE_ZEROES, offset, length, self.controller.nvm_limits.wzsl, control)
         await self._io.start(commands, CONTEXT, "write zeroes", length, offset, self.nsid)
+
+    async def verify(self, offset: int, length: int, fua: bool = False) -> None:
+        """Let the controller read and check blocks without sending them; with ``fua`` from media.
+
+        Raises StatusError (Unrecovered Read Error) when some of them cannot be read.
+        """
+        commands = self._without_data(VERIFY, offset, length, self.controller.nvm_limits.vsl, FUA_BIT if fua else 0)
+        await self._io.start(commands, CONTEXT, "verify", length, offset, self.nsid)
+
+    async def write_uncorrectable(self, offset: int, length: int) -> None:
+        """Let reads of these blocks fail with Unrecovered Read Error until they are written again."""
+        commands = self._without_data(WRITE_UNCORRECTABLE, offset, length, self.controller.nvm_limits.wusl)
+        await self._io.start(commands, CONTEXT, "write uncorrectable", length, offset, self.nsid)
 
     async def deallocate(self, offset: int, length: int) -> None:
         """Tell the controller that the contents of these blocks are no longer needed. A hint: it may do nothing."""
@@ -179,6 +187,16 @@ class Namespace:
             part = view[position : position + blocks * size]
             command = Command(opcode, self.nsid, block & 0xFFFF_FFFF, block >> 32, blocks - 1 | control)
             yield command._replace(data_in=part) if opcode == READ else command._replace(data_out=part)
+
+    def _without_data(self, opcode: int, offset: int, length: int, limit: int, control: int = 0) -> Iterator[Command]:
+        """Commands of at most ``limit``, a power of two of pages; 0 is no limit but NLB's. Raises UsageError now."""
+        count, blocks_max = self._blocks(offset, length), BLOCKS_MAX
+        if limit:
+            blocks_max = max(1, min(blocks_max, (PAGE_BYTES << min(limit, 32)) // self.block_size))
+        return (
+            Command(opcode, self.nsid, block & 0xFFFF_FFFF, block >> 32, blocks - 1 | control)
+            for block, blocks in steps(offset // self.block_size, count, blocks_max, 0)
+        )
 
     def _deallocations(self, offset: int, length: int) -> Iterator[Command]:
         """Dataset Management within DMRL, DMRSL and DMSL: NVM Command Set 1.0 section 3.2.3."""

@@ -13,6 +13,7 @@ from nvmeof.limits import (
     MDTS_BYTES,
     NAMESPACES_MAX,
     QUEUE_ENTRIES_MAX,
+    VERIFY_BYTES_MAX,
 )
 from nvmeof.spec.command import CQE_SIZE, NSID_ALL, SQE_SIZE, Cns, CommandSet, IdentifyDwords
 from nvmeof.spec.fabrics import VS, encode_nqn
@@ -141,6 +142,8 @@ def _io_fields(common: IdentifyController) -> IdentifyController:
         oncs=OptionalNvmCommand.DATASET_MANAGEMENT
         | OptionalNvmCommand.WRITE_ZEROES
         | OptionalNvmCommand.SAVE_AND_SELECT
+        | OptionalNvmCommand.VERIFY
+        | OptionalNvmCommand.WRITE_UNCORRECTABLE
         | OptionalNvmCommand.TIMESTAMP,
         vwc=WriteCache.PRESENT | WriteCache.FLUSH_ALL_SUPPORTED,
         ioccsz=(SQE_SIZE + IN_CAPSULE_BYTES) // CAPSULE_UNIT,
@@ -151,9 +154,10 @@ def _io_fields(common: IdentifyController) -> IdentifyController:
 
 
 def _csi_controller(controller: Controller, nsid: int, dwords: IdentifyDwords) -> bytes:
-    """CNS 06h. Dataset Management has no limits beyond those of the command itself."""
+    """CNS 06h. Dataset Management and Write Uncorrectable have no limits beyond those of the command itself."""
     _check_csi(dwords)
-    return NVM_IDENTIFY_CONTROLLER.encode(NvmIdentifyController(wzsl=WRITE_ZEROES_PAGES_SHIFT))
+    limits = NvmIdentifyController(vsl=VERIFY_BYTES_MAX.bit_length() - 1 - PAGE_SHIFT, wzsl=WRITE_ZEROES_PAGES_SHIFT)
+    return NVM_IDENTIFY_CONTROLLER.encode(limits)
 
 
 def _namespace_controllers(controller: Controller, nsid: int, dwords: IdentifyDwords) -> bytes:
@@ -194,7 +198,7 @@ def _namespace_fields(namespace: Namespace) -> IdentifyNamespace:
         nsfeat=NamespaceFeature.THIN_PROVISIONING | NamespaceFeature.OPTIMAL_IO,
         nmic=NMIC_SHARED,
         dlfeat=DeallocateFeature.READS_ZEROES | DeallocateFeature.WRITE_ZEROES_DEALLOCATES,
-        nvmcap=u128(volume.size),
+        nvmcap=u128(namespace.size),
         npwg=granule,
         npwa=granule,
         npdg=granule,

@@ -1,15 +1,24 @@
-"""The I/O queue: Read, Write, Flush, Write Zeroes, Dataset Management (NVM Command Set 1.0, section 3).
+"""The I/O queue: Flush, Read, Write, Write Zeroes, Write Uncorrectable, Verify, Dataset Management.
 
-``command`` is the hot path: a read or write that need not wait is answered before it returns. Everything else
-becomes one task per command, kept in ``tasks`` until it ended; a lost connection does not cancel it.
+NVMe Base 2.0, section 7.1, and NVM Command Set 1.0, section 3.2. ``command`` is the hot path: a read or write that need
+not wait is answered before it returns. Everything else becomes one task per command, kept in ``tasks`` until it ended;
+a lost connection does not cancel it.
+
+A completed write may be in a volatile cache unless FUA is set, the host has switched the controller's cache off
+(feature 06h) or the volume's is off (``Volume.write_cache``). For the first two a flush follows each write here. The
+third is the volume's own promise: its ``write_now`` is False then, or what it wrote is on media already, and so is what
+its coroutines did when they return.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from nvmeof.errors import ReadFault
+from nvmeof.limits import VERIFY_PIECE_BYTES
 from nvmeof.protocol.target_queue import Sqe, Transfer
 from nvmeof.spec.command import (
     DATASET_RANGES_MAX,
@@ -19,14 +28,14 @@ from nvmeof.spec.command import (
     PSDT_SGL,
     SGL_DATA_BLOCK_OFFSET,
     SGL_TRANSPORT_DATA_BLOCK,
-    UNPACK_DATASET_RANGES,
     DatasetAttribute,
     IoOpcode,
     ReadWriteControl,
 )
 from nvmeof.spec.status import DNR, Status
 from nvmeof.target import fabrics
-from nvmeof.target.command import check_sgl, log, status_of
+from nvmeof.target.command import CommandError, check_sgl, log, status_of
+from nvmeof.target.ranges import decode_ranges, merged
 from nvmeof.target.subsystem import Namespace
 
 if TYPE_CHECKING:
@@ -65,8 +74,10 @@ class IoQueue:
         self._handlers: dict[int, Callable[[Namespace, Sqe, memoryview | None], int]] = {
             IoOpcode.READ: self._read,
             IoOpcode.WRITE: self._write,
+            IoOpcode.WRITE_UNCORRECTABLE: self._write_uncorrectable,
             IoOpcode.WRITE_ZEROES: self._write_zeroes,
             IoOpcode.DATASET_MANAGEMENT: self._dataset_management,
+            IoOpcode.VERIFY: self._verify,
         }
 
     def command(self, sqe: Sqe, data: memoryview | None) -> None:
@@ -106,7 +117,7 @@ class IoQueue:
                         queue.complete(cid)
                         return
                 except Exception as error:
-                    self._fail(cid, status_of(error), nsid, slba)
+                    self._fail(cid, status_of(error), nsid, self._block_of(error, nsid, slba))
                     return
         self._command(sqe, data)
 
@@ -168,14 +179,14 @@ class IoQueue:
             await asyncio.wait([*self.tasks.values(), *self._aborted])
 
     def abort(self, cid: int) -> bool:
-        """Abort a command if that is still possible: one that waits for data, or a read.
+        """Abort a command if that is still possible: one that waits for data, a read, or a Verify.
 
         A write at the volume is not aborted: its blocks may already be changing.
         """
         if self.queue.abort_transfer(cid):
             return True
         task = self.tasks.get(cid)
-        if task is None or task.get_name() != "read":
+        if task is None or task.get_name() not in ("read", "verify"):
             return False
         del self.tasks[cid]
         self._aborted.add(task)
@@ -214,7 +225,8 @@ class IoQueue:
         slab, view = queue.lease(nbytes)
         try:
             if fua:
-                await namespace.volume.flush()
+                await _sync(namespace)
+            namespace.check(offset, nbytes)
             await namespace.volume.read(offset, view)
         except BaseException:
             queue.release(slab)
@@ -249,7 +261,17 @@ class IoQueue:
     def _store(
         self, cid: int, namespace: Namespace, offset: int, view: memoryview, transfer: Transfer | None, fua: bool
     ) -> None:
-        """All data is here. Write it now if that need not wait. The cache may have been switched off meanwhile."""
+        """All data is here. Write it now if that need not wait.
+
+        While it was waited for, the cache may have been switched off, and the namespace may have gone or shrunk.
+        """
+        if transfer is not None:
+            try:
+                namespace.check(offset, len(view))
+            except CommandError as error:
+                self.queue.finish(transfer)
+                self._fail(cid, error.status, namespace.nsid, offset >> namespace.block_shift)
+                return
         sync = fua or not self.controller.write_cache
         done = namespace.write_now(offset, view)
         if done and not sync:
@@ -270,9 +292,10 @@ class IoQueue:
     ) -> bool:  # fmt: skip
         try:
             if kept is not None:
+                namespace.check(offset, nbytes)
                 await namespace.volume.write(offset, kept)
             if sync:
-                await namespace.volume.flush()
+                await _sync(namespace)
         finally:
             self.queue.hold(-nbytes)
             if transfer is not None:
@@ -289,11 +312,14 @@ class IoQueue:
             namespaces = [self._namespaces[nsid]]
         else:
             return INVALID_NAMESPACE
-        self._start(sqe[2], self._flush_all(namespaces), "flush", nsid, 0)
+        self._start(sqe[2], self._flush_all(namespaces, nsid == NSID_ALL), "flush", nsid, 0)
         return 0
 
-    async def _flush_all(self, namespaces: list[Namespace]) -> bool:
-        results = await asyncio.gather(*(each.volume.flush() for each in namespaces), return_exceptions=True)
+    async def _flush_all(self, namespaces: list[Namespace], every: bool) -> bool:
+        """One that has just been removed fails the command only if the host meant that one."""
+        if every:
+            namespaces = [each for each in namespaces if not each.detached]
+        results = await asyncio.gather(*map(_sync, namespaces), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
@@ -307,16 +333,66 @@ class IoQueue:
             return Status.LBA_OUT_OF_RANGE | DNR
         sync = bool(sqe[9] & FUA) or not self.controller.write_cache
         offset, length = slba << namespace.block_shift, blocks << namespace.block_shift
-        work = self._zero(namespace, offset, length, bool(sqe[9] & DEALLOCATE), sync)
-        self._start(sqe[2], work, "write zeroes", sqe[3], slba)
+        write_zeroes = partial(namespace.volume.write_zeroes, deallocate=bool(sqe[9] & DEALLOCATE))
+        self._start(sqe[2], self._change(namespace, offset, length, sync, write_zeroes), "write zeroes", sqe[3], slba)
         return 0
 
-    async def _zero(self, namespace: Namespace, offset: int, length: int, deallocate: bool, sync: bool) -> bool:
-        await namespace.volume.write_zeroes(offset, length, deallocate=deallocate)
+    async def _change(
+        self, namespace: Namespace, offset: int, length: int, sync: bool, change: Callable[[int, int], Awaitable[None]]
+    ) -> bool:
+        """Do what writes without data from the host."""
+        namespace.check(offset, length)
+        await change(offset, length)
         if sync:
-            await namespace.volume.flush()
+            await _sync(namespace)
         namespace.writes += 1
         return True
+
+    def _verify(self, namespace: Namespace, sqe: Sqe, data: memoryview | None) -> int:
+        """Section 3.2.5. It holds what it reads at a time, so that a host cannot have any number of them at work."""
+        slba, blocks = sqe[8] << 32 | sqe[7], (sqe[9] & 0xFFFF) + 1
+        if sqe[9] & PROTECTION or blocks > namespace.verify_blocks_max:
+            return Status.INVALID_FIELD | DNR
+        if slba + blocks > namespace.block_count:
+            return Status.LBA_OUT_OF_RANGE | DNR
+        offset, length = slba << namespace.block_shift, blocks << namespace.block_shift
+        held = min(length, VERIFY_PIECE_BYTES)
+        self.queue.hold(held)
+        work = self._verify_later(namespace, offset, length, held, bool(sqe[9] & FUA))
+        self._start(sqe[2], work, "verify", sqe[3], slba)
+        return 0
+
+    async def _verify_later(self, namespace: Namespace, offset: int, length: int, held: int, fua: bool) -> bool:
+        """FUA: what is verified is on media. SMART counts it as a read, since user data is read for it."""
+        try:
+            if fua:
+                await _sync(namespace)
+            namespace.check(offset, length)
+            await namespace.volume.verify(offset, length)
+        finally:
+            self.queue.hold(-held)
+        namespace.reads += 1
+        namespace.read_bytes += length
+        return True
+
+    def _write_uncorrectable(self, namespace: Namespace, sqe: Sqe, data: memoryview | None) -> int:
+        """Section 3.2.7.
+
+        ONCS promises the command for all namespaces and for as long as the host is connected, while one that can do
+        it may come and go. So one that cannot refuses the field that names the blocks, not the opcode; Linux makes
+        the same of both (not supported), and the host keeps using the command elsewhere.
+        """
+        slba, blocks = sqe[8] << 32 | sqe[7], (sqe[9] & 0xFFFF) + 1
+        volume = namespace.volume
+        if slba + blocks > namespace.block_count:
+            return Status.LBA_OUT_OF_RANGE | DNR
+        offset, length = slba << namespace.block_shift, blocks << namespace.block_shift
+        granule = volume.uncorrectable_granule or volume.block_size
+        if not volume.can_mark_uncorrectable or offset % granule or length % granule:
+            return Status.INVALID_FIELD | DNR
+        work = self._change(namespace, offset, length, not self.controller.write_cache, volume.write_uncorrectable)
+        self._start(sqe[2], work, "write uncorrectable", sqe[3], slba)
+        return 0
 
     def _dataset_management(self, namespace: Namespace, sqe: Sqe, data: memoryview | None) -> int:
         cid, length = sqe[2], sqe[5]
@@ -341,22 +417,25 @@ class IoQueue:
         self, cid: int, namespace: Namespace, view: memoryview, deallocate: bool, transfer: Transfer | None
     ) -> None:
         shift = namespace.block_shift
-        ranges = [(slba, blocks) for _, blocks, slba in UNPACK_DATASET_RANGES(view) if blocks]
+        ranges = decode_ranges(view)
         if transfer is not None:
             self.queue.finish(transfer)
-        if any(slba + blocks > namespace.block_count for slba, blocks in ranges):
+        if namespace.detached:
+            self._fail(cid, INVALID_NAMESPACE, namespace.nsid)
+        elif any(slba + blocks > namespace.block_count for slba, blocks in ranges):
             self._fail(cid, Status.LBA_OUT_OF_RANGE | DNR, namespace.nsid)
         elif not deallocate or not ranges:
             self.queue.complete(cid)
         else:
-            pieces = [(slba << shift, blocks << shift) for slba, blocks in _merged(ranges)]
+            pieces = [(slba << shift, blocks << shift) for slba, blocks in merged(ranges)]
             work = self._deallocate(namespace, pieces, sync=not self.controller.write_cache)
             self._start(cid, work, "deallocate", namespace.nsid, ranges[0][0])
 
     async def _deallocate(self, namespace: Namespace, pieces: list[tuple[int, int]], sync: bool) -> bool:
+        namespace.check(*pieces[-1])
         await namespace.volume.deallocate(pieces)
         if sync:
-            await namespace.volume.flush()
+            await _sync(namespace)
         return True
 
     # --- checks and completions ---------------------------------------------------------------------------------------
@@ -388,7 +467,7 @@ class IoQueue:
             if await work:
                 status = Status.SUCCESS
         except Exception as error:
-            status = status_of(error)
+            status, slba = status_of(error), self._block_of(error, nsid, slba)
         if task in self._aborted:
             self._aborted.discard(task)
         else:
@@ -400,22 +479,20 @@ class IoQueue:
         if self.closed and not self.busy:
             await self.controller.subsystem.lingered(self.controller.hostid, self)
 
+    def _block_of(self, error: Exception, nsid: int, slba: int) -> int:
+        """The block for the error log: the first that is bad if the volume says so, else the command's first."""
+        namespace = self._namespaces.get(nsid)
+        if isinstance(error, ReadFault) and error.offset is not None and namespace is not None:
+            return error.offset >> namespace.block_shift
+        return slba
+
     def _fail(self, cid: int, status: int, nsid: int, slba: int = 0) -> None:
         self.controller.record_error(self.qid, cid, status, nsid, slba)
         log.debug("queue %d cid %#06x nsid %d lba %d: status %#06x", self.qid, cid, nsid, slba, status)
         self.queue.complete(cid, status)
 
 
-def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same blocks in ascending ranges (first block, blocks) that neither overlap nor touch.
-
-    A command may name the whole namespace 256 times; that is the work of once.
-    """
-    merged: list[tuple[int, int]] = []
-    for first, blocks in sorted(ranges):
-        if merged and first <= sum(merged[-1]):
-            start, length = merged[-1]
-            merged[-1] = (start, max(length, first + blocks - start))
-        else:
-            merged.append((first, blocks))
-    return merged
+async def _sync(namespace: Namespace) -> None:
+    """Flush. One that has been removed is gone, not broken, though its volume refuses once it is closed."""
+    namespace.check()
+    await namespace.volume.flush()

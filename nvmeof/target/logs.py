@@ -22,13 +22,14 @@ from nvmeof.spec.logpage import (
     SmartLog,
     SmartWarning,
     encode_changed_namespaces,
+    encode_incarnations,
     encode_supported_log_pages,
 )
 from nvmeof.spec.status import DNR, Status
 from nvmeof.target.command import Command, CommandError, Reply
 from nvmeof.target.discovery import DiscoverySubsystem
 from nvmeof.target.features import FEATURES
-from nvmeof.target.locations import CDW10, CDW12, CDW14, NSID, invalid_field
+from nvmeof.target.locations import CDW10, CDW12, CDW14, NSID, invalid_field, invalid_namespace
 
 if TYPE_CHECKING:
     from nvmeof.target.controller import Controller
@@ -68,8 +69,10 @@ IO_EFFECTS: dict[int, int] = {
     IoOpcode.FLUSH: _SUPPORTED,
     IoOpcode.WRITE: _CHANGES_DATA,
     IoOpcode.READ: _SUPPORTED,
+    IoOpcode.WRITE_UNCORRECTABLE: _CHANGES_DATA,
     IoOpcode.WRITE_ZEROES: _CHANGES_DATA,
     IoOpcode.DATASET_MANAGEMENT: _CHANGES_DATA,
+    IoOpcode.VERIFY: _SUPPORTED,
 }
 """Without a scope: Linux up to 6.12 logs "unusual effects" for an I/O command that reports one."""
 
@@ -81,13 +84,13 @@ def get_log_page(controller: Controller, command: Command) -> Reply:
     make = pages.get(dwords.lid)
     if make is None:
         raise CommandError(Status.INVALID_LOG_PAGE | DNR, location=CDW10)
-    if command.nsid not in (0, NSID_ALL):
+    if command.nsid not in (0, NSID_ALL) and dwords.lid not in _NAMESPACE_PAGES:
         raise invalid_field(NSID)
     if dwords.length > MDTS_BYTES:
         raise invalid_field(CDW10 + 2)
     if dwords.offset_is_index:
         raise invalid_field(CDW14 + 2, bit=7)
-    page = make(controller)
+    page = make(controller, command.nsid)
     if dwords.offset % 4 or dwords.offset > len(page):
         raise invalid_field(CDW12)
     if not dwords.rae:
@@ -123,49 +126,49 @@ def critical_warning(subsystem: Subsystem) -> int:
     return int(warning)
 
 
-def _smart(controller: Controller) -> bytes:
+def _smart(controller: Controller, nsid: int) -> bytes:
     """Figure 207. There is no thermometer: a temperature of 0 K is what targets report that have none."""
     subsystem = controller.subsystem
-    namespaces = subsystem.namespaces.values()
-    health = [namespace.volume.health for namespace in namespaces]
+    health = [namespace.volume.health for namespace in subsystem.namespaces.values()]
+    counters = subsystem.counters()
     log = SmartLog(
         critical_warning=critical_warning(subsystem),
-        available_spare=min((each.spare_percent for each in health), default=100),
+        available_spare=max(0, min((each.spare_percent for each in health), default=100)),
         available_spare_threshold=SPARE_THRESHOLD_PERCENT,
         percentage_used=min(max((each.used_percent for each in health), default=0), 255),
-        data_units_read=u128(-(-sum(each.read_bytes for each in namespaces) // DATA_UNIT)),
-        data_units_written=u128(-(-sum(each.written_bytes for each in namespaces) // DATA_UNIT)),
-        host_read_commands=u128(sum(each.reads for each in namespaces)),
-        host_write_commands=u128(sum(each.writes for each in namespaces)),
+        data_units_read=u128(-(-counters.read_bytes // DATA_UNIT)),
+        data_units_written=u128(-(-counters.written_bytes // DATA_UNIT)),
+        host_read_commands=u128(counters.reads),
+        host_write_commands=u128(counters.writes),
         controller_busy_time=u128(int(subsystem.busy_seconds) // 60),
         power_cycles=u128(1),
         power_on_hours=u128(max(0, int(time.time() - subsystem.started)) // 3600),
         unsafe_shutdowns=u128(subsystem.unsafe_shutdowns),
-        media_errors=u128(sum(each.media_errors for each in health)),
+        media_errors=u128(counters.media_errors),
         error_log_entries=u128(controller.errors.count),
     )
     return SMART_LOG.encode(log)
 
 
-def _error_information(controller: Controller) -> bytes:
+def _error_information(controller: Controller, nsid: int) -> bytes:
     return controller.errors.encode()
 
 
-def _firmware_slot(controller: Controller) -> bytes:
+def _firmware_slot(controller: Controller, nsid: int) -> bytes:
     return FIRMWARE_SLOT_LOG.encode(FirmwareSlotLog(frs1=firmware_revision().encode().ljust(FIRMWARE_SIZE)))
 
 
-def _changed_namespaces(controller: Controller) -> bytes:
+def _changed_namespaces(controller: Controller, nsid: int) -> bytes:
     return encode_changed_namespaces(controller.changed_namespaces)
 
 
-def _command_effects(controller: Controller) -> bytes:
+def _command_effects(controller: Controller, nsid: int) -> bytes:
     if controller.is_discovery:
         return CommandEffects(DISCOVERY_EFFECTS, {}).encode()
     return CommandEffects(ADMIN_EFFECTS, IO_EFFECTS).encode()
 
 
-def _feature_effects(controller: Controller) -> bytes:
+def _feature_effects(controller: Controller, nsid: int) -> bytes:
     """Figure 256: the dwords have the layout of the commands' ones, support in bit 0 and scope in bits 31:20."""
     dwords = [0] * 256
     for fid, feature in FEATURES.items():
@@ -175,22 +178,31 @@ def _feature_effects(controller: Controller) -> bytes:
     return struct.pack("<256I", *dwords)
 
 
-def _mi_commands(controller: Controller) -> bytes:
+def _mi_commands(controller: Controller, nsid: int) -> bytes:
     """LPA bit 5 promises this page; no management interface command is supported."""
     return bytes(MI_COMMANDS_SIZE)
 
 
-def _discovery(controller: Controller) -> bytes:
+def _incarnation(controller: Controller, nsid: int) -> bytes:
+    namespaces = controller.subsystem.namespaces
+    if nsid in (0, NSID_ALL):
+        return encode_incarnations({each.nsid: each.volume.incarnation for each in namespaces.values()})
+    if nsid not in namespaces:
+        raise invalid_namespace()
+    return encode_incarnations({nsid: namespaces[nsid].volume.incarnation})
+
+
+def _discovery(controller: Controller, nsid: int) -> bytes:
     assert isinstance(controller.subsystem, DiscoverySubsystem)
     return controller.subsystem.log_page(controller)
 
 
-def _supported_pages(controller: Controller) -> bytes:
+def _supported_pages(controller: Controller, nsid: int) -> bytes:
     pages = _DISCOVERY_PAGES if controller.is_discovery else _PAGES
     return encode_supported_log_pages(dict.fromkeys(pages, int(LogPageSupport.SUPPORTED)))
 
 
-_PAGES: dict[int, Callable[[Controller], bytes]] = {
+_PAGES: dict[int, Callable[[Controller, int], bytes]] = {
     LogPage.SUPPORTED_LOG_PAGES: _supported_pages,
     LogPage.ERROR_INFORMATION: _error_information,
     LogPage.SMART: _smart,
@@ -199,8 +211,11 @@ _PAGES: dict[int, Callable[[Controller], bytes]] = {
     LogPage.COMMANDS_SUPPORTED_AND_EFFECTS: _command_effects,
     LogPage.FEATURES_SUPPORTED_AND_EFFECTS: _feature_effects,
     LogPage.MI_COMMANDS_SUPPORTED_AND_EFFECTS: _mi_commands,
+    LogPage.INCARNATION: _incarnation,
 }
-_DISCOVERY_PAGES: dict[int, Callable[[Controller], bytes]] = {
+_NAMESPACE_PAGES = frozenset([LogPage.INCARNATION])
+"""Those that may be asked for one namespace."""
+_DISCOVERY_PAGES: dict[int, Callable[[Controller, int], bytes]] = {
     LogPage.SUPPORTED_LOG_PAGES: _supported_pages,
     LogPage.ERROR_INFORMATION: _error_information,
     LogPage.COMMANDS_SUPPORTED_AND_EFFECTS: _command_effects,

@@ -11,7 +11,7 @@ from typing import Literal
 from nvmeof.engine.volume import Volume, VolumeHealth
 from nvmeof.errors import VolumeError
 
-Operation = Literal["read", "write", "flush", "write_zeroes", "deallocate", "close"]
+Operation = Literal["read", "write", "flush", "write_zeroes", "deallocate", "verify", "write_uncorrectable", "close"]
 
 
 @dataclass
@@ -32,6 +32,10 @@ class FaultVolume(Volume):
         self.volume = volume
         self.uuid = volume.uuid
         self.block_size = volume.block_size
+        self.incarnation = volume.incarnation
+        self.write_cache = volume.write_cache
+        self.can_mark_uncorrectable = volume.can_mark_uncorrectable
+        self.uncorrectable_granule = volume.uncorrectable_granule
         self.slow = slow
         self.calls: Counter[Operation] = Counter()
         self.in_flight: Counter[Operation] = Counter()
@@ -99,6 +103,14 @@ class FaultVolume(Volume):
     async def deallocate(self, ranges: Sequence[tuple[int, int]]) -> None:
         """As :meth:`Volume.deallocate`."""
         await self._pass("deallocate", lambda: self.volume.deallocate(ranges))
+
+    async def verify(self, offset: int, length: int) -> None:
+        """As :meth:`Volume.verify`."""
+        await self._pass("verify", lambda: self.volume.verify(offset, length))
+
+    async def write_uncorrectable(self, offset: int, length: int) -> None:
+        """As :meth:`Volume.write_uncorrectable`."""
+        await self._pass("write_uncorrectable", lambda: self.volume.write_uncorrectable(offset, length))
 
     async def close(self) -> None:
         """As :meth:`Volume.close`; a failure set for it is raised after the volume behind is closed."""

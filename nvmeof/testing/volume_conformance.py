@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from random import Random
 
 from nvmeof.engine.volume import Volume
-from nvmeof.errors import NvmeofError, ReadFault, WriteFault
+from nvmeof.errors import NvmeofError, ReadFault, UsageError, WriteFault
 
 SIZE_MIN = 8 << 20
 SEED = 20240601
@@ -150,6 +150,95 @@ async def volume_survives_reopening(open_volume: OpenVolume) -> None:
     assert (volume.uuid, volume.block_size, volume.size) == identity
     assert await read_volume(volume, 0, len(data)) == data[:65536] + bytes(65536) + data[131072:]
     await volume.close()
+
+
+async def volume_verifies(open_volume: OpenVolume) -> None:
+    """Verify finds nothing wrong with what was written, flushed, deallocated or never touched, and changes nothing."""
+    volume = await open_volume()
+    block = volume.block_size
+    data = Random(SEED).randbytes(1 << 20)
+    await write_volume(volume, 0, data)
+    await volume.verify(0, len(data))
+    await volume.flush()
+    await volume.deallocate([(65536, 65536)])
+    last = volume.size - block
+    for offset, length in ((0, block), (block, 3 * block), (0, SIZE_MIN), (last, block)):
+        await volume.verify(offset, length)
+    await asyncio.gather(
+        volume.verify(0, 4 << 20), write_volume(volume, 2 << 20, data), volume.verify(2 << 20, 1 << 20)
+    )
+    expected = data[:65536] + bytes(65536) + data[131072:]
+    assert await read_volume(volume, 0, 3 << 20) == expected + bytes(1 << 20) + data, "verify changed what is read"
+    await volume.close()
+
+
+async def volume_marks_uncorrectable(open_volume: OpenVolume) -> None:
+    """If it can: marked blocks fail reads and verify, neighbours do not; a write, and only that, brings them back."""
+    volume = await open_volume()
+    block = volume.block_size
+    if not volume.can_mark_uncorrectable:
+        try:
+            await volume.write_uncorrectable(0, block)
+        except UsageError:
+            await volume.close()
+            return
+        raise AssertionError("it says that it cannot, and does")
+    granule = volume.uncorrectable_granule
+    assert granule > 0, "no granule"
+    assert granule % block == 0, "the granule is not whole blocks"
+    data = Random(SEED).randbytes(8 * granule)
+    await write_volume(volume, 0, data)
+    await volume.write_uncorrectable(2 * granule, 3 * granule)
+    await volume.flush()
+    await volume.close()
+    volume = await open_volume()
+    bad = {2, 3, 4}
+    for cleared in (None, *sorted(bad)):
+        if cleared is not None:
+            await write_volume(volume, cleared * granule, data[:granule])
+            data = data[: cleared * granule] + data[:granule] + data[(cleared + 1) * granule :]
+            bad.discard(cleared)
+        for number in range(8):
+            offset = number * granule
+            expected = None if number in bad else data[offset : offset + granule]
+            assert await _read_or_none(volume, offset, granule) == expected, f"granule {number}, bad are {bad}"
+            assert await _verifies(volume, offset, granule) == (number not in bad), f"verify: granule {number} of {bad}"
+    assert await read_volume(volume, 0, 8 * granule) == data
+    await volume.close()
+
+
+async def _read_or_none(volume: Volume, offset: int, length: int) -> bytes | None:
+    try:
+        return await read_volume(volume, offset, length)
+    except ReadFault:
+        return None
+
+
+async def _verifies(volume: Volume, offset: int, length: int) -> bool:
+    try:
+        await volume.verify(offset, length)
+    except ReadFault:
+        return False
+    return True
+
+
+async def volume_names_its_incarnation(open_volume: OpenVolume) -> None:
+    """16 bytes, the same for as long as it is open, whatever is done; new after acknowledged writes may be lost.
+
+    After a clean close either is allowed, so nothing is asked of it here.
+    """
+    volume = await open_volume()
+    incarnation = volume.incarnation
+    assert isinstance(incarnation, bytes)
+    assert len(incarnation) == 16
+    assert any(incarnation), "the incarnation is all zeroes"
+    assert incarnation != volume.uuid.bytes, "the incarnation is the UUID"
+    await write_volume(volume, 0, bytes(volume.block_size))
+    await volume.flush()
+    await volume.deallocate([(0, volume.block_size)])
+    assert volume.incarnation == incarnation, "the incarnation changed without a loss"
+    await volume.close()
+    assert volume.incarnation == incarnation, "the incarnation changed at close"
 
 
 async def volume_flushes_together(open_volume: OpenVolume) -> None:
@@ -345,6 +434,9 @@ VOLUME_CHECKS: tuple[Callable[[OpenVolume], Awaitable[None]], ...] = (
     volume_zeroes,
     volume_gives_space_back,
     volume_survives_reopening,
+    volume_verifies,
+    volume_marks_uncorrectable,
+    volume_names_its_incarnation,
     volume_flushes_together,
     volume_does_much_at_once,
     volume_blocks_are_whole,

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 import nvmeof
-from nvmeof.errors import StatusError, UsageError
+from nvmeof.errors import StatusError, TransportError, UsageError
 from nvmeof.spec.command import NSID_ALL, Cns, FeatureId, LogPage
 from nvmeof.spec.identify import IDENTIFY_CONTROLLER
+from nvmeof.spec.logpage import encode_incarnations
 from tests.initiator.conftest import SUBNQN, Served
 from tests.initiator.fake_target import GET_LOG_PAGE, Capsule, FakeQueue, FakeTarget, default_identity
+from tests.initiator.test_controller import failing
 
 
 async def test_identify(served: Served) -> None:
@@ -165,3 +167,44 @@ async def test_less_data_than_identify_needs_is_a_protocol_error() -> None:
     async with FakeTarget(hook=short) as target, nvmeof.connect(target.url) as controller:
         with pytest.raises(nvmeof.ConnectionLost, match=r"broke the protocol: .* 100 of 4096 bytes"):
             await controller.identify(0x77)
+
+
+async def test_incarnation(served: Served) -> None:
+    async with nvmeof.connect(served.url) as controller:
+        assert [await controller.incarnation(nsid) for nsid in (1, 2)] == [each.incarnation for each in served.volumes]
+        served.volumes[1].incarnation = b"another one ...."
+        assert await controller.incarnation(2) == b"another one ...."
+        with pytest.raises(StatusError, match="Get Log Page C0h: Invalid Namespace or Format"):
+            await controller.incarnation(3)
+
+
+async def test_no_incarnation_in_the_page_of_another_vendor() -> None:
+    async with FakeTarget() as target, nvmeof.connect(target.url) as controller:
+        assert await controller.incarnation(1) is None
+
+
+@pytest.mark.parametrize(("status", "none"), [(0x4109, True), (0x4002, True), (0x4001, True), (0x400B, False)])
+async def test_no_incarnation_where_there_is_no_such_page(status: int, none: bool) -> None:
+    async with (
+        FakeTarget(hook=failing(GET_LOG_PAGE, status)) as target,
+        nvmeof.connect(target.url) as controller,
+    ):
+        if none:
+            assert await controller.incarnation(1) is None
+        else:
+            with pytest.raises(StatusError):
+                await controller.incarnation(1)
+
+
+@pytest.mark.parametrize("page", [encode_incarnations({2: bytes(16)}), b"nvmeof incarnate" + bytes(496)])
+async def test_an_incarnation_page_that_makes_no_sense(page: bytes) -> None:
+    def hook(queue: FakeQueue, capsule: Capsule) -> bool:
+        if capsule.code != GET_LOG_PAGE:
+            return False
+        queue.send(capsule, page)
+        queue.complete(capsule.cid)
+        return True
+
+    async with FakeTarget(hook=hook) as target, nvmeof.connect(target.url) as controller:
+        with pytest.raises(TransportError, match="log page C0h"):
+            await controller.incarnation(1)

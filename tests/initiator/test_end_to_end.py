@@ -93,6 +93,7 @@ async def test_a_new_association_after_a_lost_one(served: Served) -> None:
                 await ns.flush()
 
 
+@pytest.mark.slow
 async def test_a_busy_event_loop_is_not_the_controllers_fault(served: Served) -> None:
     async with nvmeof.open_namespace(f"{served.url}/1", io_timeout=0.2, keep_alive=0) as ns:
         for _ in range(3):

@@ -35,6 +35,7 @@ from tests.initiator.fake_target import (
 )
 
 FUA, DEAC = 1 << 30, 1 << 25
+VERIFY, WRITE_UNCORRECTABLE = 0x0C, 0x04
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -225,6 +226,23 @@ async def test_write_zeroes_is_split_at_wzsl() -> None:
         async with nvmeof.open_namespace(target.namespace_url) as ns:
             await ns.write_zeroes(512, 20_480)
         assert spans(target, WRITE_ZEROES) == [(1, 16), (17, 16), (33, 8)]
+
+
+async def test_verify_and_write_uncorrectable_are_split_at_vsl_and_wusl() -> None:
+    async with FakeTarget(limits=NvmIdentifyController(vsl=1, wusl=2)) as target:
+        async with nvmeof.open_namespace(target.namespace_url) as ns:
+            await ns.verify(512, 20_480, fua=True)
+            await ns.write_uncorrectable(512, 20_480)
+            await ns.verify(0, 0)
+            for offset, length in ((1, 512), (0, 100), (0, ns.size + 512)):
+                with pytest.raises(UsageError):
+                    await ns.verify(offset, length)
+                with pytest.raises(UsageError):
+                    await ns.write_uncorrectable(offset, length)
+        assert spans(target, VERIFY) == [(1, 16), (17, 16), (33, 8)]
+        assert {(each.length, each.cdw[2] & ~0xFFFF) for each in target.io(VERIFY)} == {(0, FUA)}
+        assert spans(target, WRITE_UNCORRECTABLE) == [(1, 32), (33, 8)]
+        assert {(each.length, each.cdw[2] & ~0xFFFF) for each in target.io(WRITE_UNCORRECTABLE)} == {(0, 0)}
 
 
 async def test_write_zeroes_of_more_than_65536_blocks() -> None:

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.kernel
 
 Serve = Callable[..., Target]
 INVALID_OPCODE = 0x001
+INVALID_FIELD = 0x002
 LBA_OUT_OF_RANGE = 0x080
 
 
@@ -84,3 +85,20 @@ def test_an_unknown_command_is_refused(serve: Serve, host: KernelHost) -> None:
     controller = host.connect(target)
     assert host.status(f"nvme io-passthru {host.disk(target)} --opcode=0x7e --namespace-id=1") == INVALID_OPCODE
     assert host.status(f"nvme admin-passthru {controller} --opcode=0xbe") == INVALID_OPCODE
+
+
+def test_verify_and_what_a_file_cannot(serve: Serve, host: KernelHost) -> None:
+    """The kernel passes them through; a refused Write Uncorrectable leaves the disk as it was."""
+    target = serve()
+    controller = host.connect(target)
+    disk = host.disk(target)
+    blocks = int(host.json(f"nvme id-ns {disk} -o json")["nsze"])
+    host.guest.ok(f"nvme verify {disk} -s 0 -c 7")
+    host.guest.ok(f"nvme verify {disk} -s {blocks - 1} -c 0 --force-unit-access")
+    assert host.status(f"nvme verify {disk} -s {blocks} -c 0") == LBA_OUT_OF_RANGE
+    assert host.status(f"nvme verify {disk} -s 0 -c 65535") == INVALID_FIELD, "more than VSL in blocks of 4096"
+    assert host.status(f"nvme write-uncor {disk} -s 0 -c 0") == INVALID_FIELD
+    host.guest.ok(f"dd if={disk} of=/dev/null bs=64k count=16 iflag=direct")
+    page = host.raw(f"nvme get-log {controller} --log-id=0xc0 --log-len=512 --raw-binary")
+    assert page[:16] == b"nvmeof incarnate"
+    assert page[80:84] == b"\1\0\0\0"

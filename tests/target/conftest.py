@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from nvmeof.target.server import Listener, Target
 from nvmeof.target.subsystem import Subsystem
 from nvmeof.testing.fault_volume import FaultVolume
 from tests.target.rawhost import HOST_ID, HOST_NQN, RawHost
+from tests.target.volumes import PoolLikeVolume
 
 SUBNQN = "nqn.2026-11.org.example:disk"
 SIZE = 64 << 20
@@ -57,19 +60,43 @@ class Served:
         return host
 
 
+@dataclass
+class PoolServed(Served):
+    """The same with a volume that can do what a pool's can. Nothing ticks but the tests."""
+
+    volume: PoolLikeVolume
+
+
 @pytest.fixture(params=[512, 4096])
 async def served(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Served]:
-    """Afterwards no connection, controller or lease may be left."""
     path = tmp_path / "disk.img"
     volume = FaultVolume(await FileVolume.open(path, size=SIZE, block_size=request.param))
-    target = Target()
-    async with target:
+    async with serving(volume) as (target, listener, subsystem, hosts):
+        yield Served(target, listener, subsystem, volume, path, hosts)
+
+
+@pytest.fixture(params=[512, 4096])
+async def pooled(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[PoolServed]:
+    path = tmp_path / "disk.img"
+    volume = PoolLikeVolume(await FileVolume.open(path, size=SIZE, block_size=request.param))
+    async with serving(volume) as (target, listener, subsystem, hosts):
+        target._ticker.cancel()
+        yield PoolServed(target, listener, subsystem, volume, path, hosts)
+
+
+@asynccontextmanager
+async def serving(volume: FaultVolume) -> AsyncIterator[tuple[Target, Listener, Subsystem, list[RawHost]]]:
+    """Afterwards no connection, controller or lease may be left."""
+    hosts: list[RawHost] = []
+    async with Target() as target:
         subsystem = target.add_subsystem(Subsystem(SUBNQN))
         subsystem.add_namespace(volume)
         listener = await target.listen("127.0.0.1", 0)
-        result = Served(target, listener, subsystem, volume, path)
-        yield result
-        for host in result.hosts:
+        yield target, listener, subsystem, hosts
+        for gate in volume._delays.values():
+            if isinstance(gate, asyncio.Event):
+                gate.set()
+        for host in hosts:
             await host.close()
     assert not target.connections
     assert not subsystem.controllers

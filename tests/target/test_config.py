@@ -13,6 +13,7 @@ from nvmeof.limits import CONFIG_BYTES_MAX, NAMESPACES_MAX
 from nvmeof.target.config import (
     ListenerConfig,
     NamespaceConfig,
+    PoolConfig,
     SubsystemConfig,
     TargetConfig,
     load_config,
@@ -99,7 +100,7 @@ def test_an_error_later_can_name_the_namespace(tmp_path: Path) -> None:
         ("subsystem = 3", "subsystem: got 3, wanted tables, each under [[subsystem]]"),
         ("[subsystem]\nnqn = 'x'", 'subsystem: got {"nqn": "x"}, wanted tables, each under [[subsystem]]'),
         ("subsytem = 1", "subsytem: unknown key; did you mean 'subsystem'?"),
-        ("zzz = 1", "zzz: unknown key; wanted one of congestion, listener, subsystem"),
+        ("zzz = 1", "zzz: unknown key; wanted one of congestion, listener, pool, subsystem"),
         ("congestion = 1\n" + SPACE, "congestion: got 1, wanted a string"),
         ("[[listener]]\n" + SPACE, 'listener[0].address: is missing, wanted "HOST:PORT"'),
         ("[[listener]]\nadress = 'x'\n" + SPACE, "listener[0].adress: unknown key; did you mean 'address'?"),
@@ -126,11 +127,11 @@ def test_an_error_later_can_name_the_namespace(tmp_path: Path) -> None:
         ("[[subsystem]]", "subsystem[0].namespace: got none, wanted at least one [[subsystem.namespace]]"),
         (
             "[[subsystem]]\n[[subsystem.namespace]]\nsize = 1",
-            "subsystem[0].namespace[0].path: is missing, wanted a file name",
+            "subsystem[0].namespace[0].path: is missing, wanted a file name, or pool instead",
         ),
         (
             "[[subsystem]]\n[[subsystem.namespace]]\npath = ''",
-            'subsystem[0].namespace[0].path: got "", wanted a file name',
+            'subsystem[0].namespace[0].path: got "", wanted a file name, or pool instead',
         ),
         (
             SPACE + "[[subsystem.namespace]]\npath = 'b.img'\nsize = '12Q'",
@@ -320,3 +321,184 @@ def test_addresses_that_cannot_be_advertised(text: str) -> None:
     with pytest.raises(UsageError, match=r"^got .*, wanted "):
         parse_advertised(text)
     assert parse_advertised("[2001:db8::1]:5") == ("2001:db8::1", 5)
+
+
+# --- pools ------------------------------------------------------------------------------------------------------------
+
+POOLS = """
+[[pool]]
+path = "fast"
+key_file = "fast.key"
+[[pool]]
+path = "/srv/members"
+name = "big"
+passphrase_file = "/etc/passphrase"
+[[pool]]
+path = "three"
+key_command = "vault read x"
+[[pool]]
+path = "four"
+key_command = ["vault", "read", "x"]
+[[pool]]
+path = "plain"
+"""
+OF_POOLS = """
+[[subsystem]]
+[[subsystem.namespace]]
+pool = "fast"
+[[subsystem.namespace]]
+pool = "fast"
+pool_nsid = 9
+nsid = 7
+size = "1T"
+block_size = 512
+codec = "zstd"
+level = 3
+planes = 2
+encrypted = false
+write_cache = false
+[[subsystem.namespace]]
+path = "a.img"
+[[subsystem]]
+pool = "big"
+size = "2G"
+[[subsystem]]
+pool = "plain"
+"""
+ONE_POOL = '[[pool]]\npath = "p"\n'
+OF_POOL = '[[subsystem]]\n[[subsystem.namespace]]\npool = "p"\n'
+
+
+def test_pools(tmp_path: Path) -> None:
+    config = load(tmp_path, POOLS + OF_POOLS)
+    assert config.pools == (
+        PoolConfig("fast", tmp_path / "fast", key_file=tmp_path / "fast.key"),
+        PoolConfig("big", Path("/srv/members"), passphrase_file=Path("/etc/passphrase")),
+        PoolConfig("three", tmp_path / "three", key_command="vault read x"),
+        PoolConfig("four", tmp_path / "four", key_command=("vault", "read", "x")),
+        PoolConfig("plain", tmp_path / "plain"),
+    )
+    assert [each.where for each in config.pools] == [f"{tmp_path}/target.toml: pool[{number}]" for number in range(5)]
+
+
+def test_namespaces_of_pools(tmp_path: Path) -> None:
+    mixed, whole, empty = load(tmp_path, POOLS + OF_POOLS).subsystems
+    assert mixed.namespaces == (
+        NamespaceConfig(pool="fast", nsid=1, pool_nsid=1),
+        NamespaceConfig(
+            pool="fast",
+            nsid=7,
+            pool_nsid=9,
+            size=1 << 40,
+            block_size=512,
+            codec="zstd",
+            level=3,
+            planes=2,
+            encrypted=False,
+            write_cache=False,
+        ),
+        NamespaceConfig(tmp_path / "a.img", nsid=2),
+    )
+    assert whole == SubsystemConfig((), pool="big", size=2 << 30)
+    assert empty == SubsystemConfig((), pool="plain")
+    assert empty.where == f"{tmp_path}/target.toml: subsystem[2]"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[pool]]\n" + SPACE, "pool[0].path: is missing, wanted a directory"),
+        ("[[pool]]\npath = ''\n" + SPACE, 'pool[0].path: got "", wanted a directory'),
+        ("[[pool]]\npath = 7\n" + SPACE, "pool[0].path: got 7, wanted a string"),
+        ("[[pool]]\npath = '/'\n" + SPACE, "pool[0].name: got none, wanted a name, since path ends in none"),
+        (
+            ONE_POOL + "key = 'x'\n" + SPACE,
+            "pool[0].key: unknown key; wanted one of name, path, key_file, passphrase_file, key_command",
+        ),
+        (ONE_POOL + "key_fil = 'x'\n" + SPACE, "pool[0].key_fil: unknown key; did you mean 'key_file'?"),
+        (ONE_POOL + "key_file = ''\n" + SPACE, 'pool[0].key_file: got "", wanted a file name'),
+        (
+            ONE_POOL + "key_file = 'a'\nkey_command = 'b'\n" + SPACE,
+            "pool[0].key_command: got it together with key_file, wanted one of them",
+        ),
+        (
+            ONE_POOL + "key_command = []\n" + SPACE,
+            "pool[0].key_command: got [], wanted a command: a string, or a list of strings",
+        ),
+        (
+            ONE_POOL + "key_command = ''\n" + SPACE,
+            'pool[0].key_command: got "", wanted a command: a string, or a list of strings',
+        ),
+        (
+            ONE_POOL + "key_command = ['a', 7]\n" + SPACE,
+            'pool[0].key_command: got ["a", 7], wanted a command: a string, or a list of strings',
+        ),
+        (
+            ONE_POOL + "key_command = true\n" + SPACE,
+            "pool[0].key_command: got true, wanted a command: a string, or a list of strings",
+        ),
+        (ONE_POOL + "[[pool]]\npath = 'x/p'\n" + SPACE, 'pool[1].name: got "p", which is pool[0].name already'),
+        (OF_POOL, 'subsystem[0].namespace[0].pool: got "p", wanted the name of a [[pool]], and there is none'),
+        (
+            "[[pool]]\npath = 'a'\n[[pool]]\npath = 'b'\n" + OF_POOL,
+            'subsystem[0].namespace[0].pool: got "p", wanted one of a, b',
+        ),
+        (
+            ONE_POOL + OF_POOL + "path = 'x'",
+            "subsystem[0].namespace[0].pool: got it together with path, wanted one of them",
+        ),
+        (
+            SPACE + "codec = 'zstd'",
+            "subsystem[0].namespace[0].codec: got it without pool, wanted it only for a namespace of a pool",
+        ),
+        (
+            ONE_POOL + OF_POOL + "codec = 'zip'",
+            'subsystem[0].namespace[0].codec: got "zip", wanted one of auto, zstd, lz4, deflate, none',
+        ),
+        (ONE_POOL + OF_POOL + "level = 20", "subsystem[0].namespace[0].level: got 20, wanted 0 to 19"),
+        (ONE_POOL + OF_POOL + "planes = 3", "subsystem[0].namespace[0].planes: got 3, wanted one of 0, 2, 4, 8"),
+        (ONE_POOL + OF_POOL + "encrypted = 1", "subsystem[0].namespace[0].encrypted: got 1, wanted true or false"),
+        (
+            ONE_POOL + OF_POOL + "pool_nsid = 0",
+            f"subsystem[0].namespace[0].pool_nsid: got 0, wanted 1 to {NAMESPACES_MAX}",
+        ),
+        (
+            ONE_POOL + OF_POOL + "size = 1000",
+            "subsystem[0].namespace[0].size: got 1000 bytes, wanted a multiple of 512",
+        ),
+        (
+            ONE_POOL + OF_POOL + "[[subsystem.namespace]]\npool = 'p'\npool_nsid = 1",
+            'subsystem[0].namespace[1].pool_nsid: got "p/1", which is subsystem[0].namespace[0].pool_nsid already',
+        ),
+        (
+            ONE_POOL + OF_POOL + "[[subsystem]]\npool = 'p'",
+            'subsystem[0].namespace[0].pool: got "p", all of which is in subsystem[1] already',
+        ),
+        (
+            ONE_POOL + "[[subsystem]]\npool = 'p'\n[[subsystem]]\npool = 'p'",
+            'subsystem[1].pool: got "p", which is subsystem[0].pool already',
+        ),
+        (ONE_POOL + "[[subsystem]]\npool = 'q'", 'subsystem[0].pool: got "q", wanted one of p'),
+        (
+            ONE_POOL + "[[subsystem]]\npool = 'p'\n[[subsystem.namespace]]\npath = 'x'",
+            "subsystem[0].pool: got it together with namespaces, wanted one or the other",
+        ),
+        (
+            SPACE.replace("[[subsystem]]", "[[subsystem]]\nsize = 512"),
+            "subsystem[0].size: got it without pool, wanted it with one, or in [[subsystem.namespace]]",
+        ),
+    ],
+)
+def test_what_a_pool_may_not_hold(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(tmp_path, text)
+    assert str(refused.value) == f"{tmp_path / 'target.toml'}: {message}"
+
+
+def test_one_directory_in_two_spellings(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("p")
+    with pytest.raises(ConfigError) as refused:
+        load(tmp_path, ONE_POOL + "[[pool]]\npath = 'link'\n" + SPACE)
+    assert str(refused.value) == (
+        f'{tmp_path / "target.toml"}: pool[1].path: got "{tmp_path / "p"}", which is pool[0].path already'
+    )

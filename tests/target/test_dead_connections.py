@@ -10,7 +10,6 @@ import pytest
 from nvmeof import limits
 from nvmeof.engine.file_volume import FileVolume
 from nvmeof.protocol.states import State
-from nvmeof.target.io import _merged
 from nvmeof.target.server import Target
 from nvmeof.target.subsystem import Subsystem
 from tests.protocol import wire
@@ -142,7 +141,7 @@ async def test_a_namespace_removed_under_a_write_that_waits_for_data(served: Ser
     await volume.close()
     for at in range(0, size, 262144):
         io.send(io.wire.h2c_data(5, r2t[10] | r2t[11] << 8, at, bytes(262144), last=at + 262144 == size))
-    assert (await io.response())[4:] == (5, 0x4280)
+    assert (await io.response())[4:] == (5, 0x400B)
     assert await io.status(READ, sgl=(0, served.block_size, 0x5A)) == 0x400B
     assert (await admin.property_get(0x1C))[0] == 1
 
@@ -198,16 +197,3 @@ async def test_ipv6(tmp_path: object) -> None:
         assert await io.status(FLUSH) == 0
         await io.close()
         await admin.close()
-
-
-@pytest.mark.parametrize(
-    ("ranges", "merged"),
-    [
-        ([(0, 8)] * 256, [(0, 8)]),
-        ([(8, 8), (0, 8)], [(0, 16)]),
-        ([(0, 100), (10, 5), (100, 1)], [(0, 101)]),
-        ([(20, 5), (0, 8)], [(0, 8), (20, 5)]),
-    ],
-)
-def test_merged(ranges: list[tuple[int, int]], merged: list[tuple[int, int]]) -> None:
-    assert _merged(ranges) == merged

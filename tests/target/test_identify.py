@@ -58,7 +58,10 @@ def test_controller(direct: Direct) -> None:
     assert (data[512], data[513]) == (0x66, 0x44)
     assert at(data, 514, "H") == limits.QUEUE_ENTRIES_MAX
     assert at(data, 516, "I") == limits.NAMESPACES_MAX
-    assert at(data, 520, "H") == 1 << 2 | 1 << 3 | 1 << 4 | 1 << 6, "ONCS: DSM, zeroes, select, timestamp"
+    uncorrectable, verify = 1 << 1, 1 << 7
+    assert at(data, 520, "H") == uncorrectable | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 6 | verify, (
+        "ONCS: DSM, zeroes, select, timestamp"
+    )
     assert at(data, 522, "H") == 0
     assert data[525] == 0b111, "VWC: present, flushes all namespaces"
     assert at(data, 526, "H") == at(data, 528, "H") == 0, "AWUN, AWUPF: one block"
@@ -121,7 +124,8 @@ def test_command_set_specific_structures(direct: Direct) -> None:
     assert direct.identify(0x05, 2) == bytes(4096)
     data = direct.identify(0x06)
     assert 4096 << data[1] == 512 << 16, "WZSL: all that NLB can say, in 512 B blocks (Linux cuts NLB to 16 bits)"
-    assert sum(data) == data[1]
+    assert 4096 << data[0] == limits.VERIFY_BYTES_MAX, "VSL"
+    assert sum(data) == data[0] + data[1], "no limit of Write Uncorrectable, none of Dataset Management"
     for cntid in (0, 5, 0xFFFF):
         assert direct.identify(0x1C, cntid=cntid) == b"\1".ljust(4096, b"\0")
     for cns in (0x05, 0x06, 0x07, 0x1A, 0x1B):

@@ -117,7 +117,7 @@ async def test_many_commands_in_one_segment(served: Served) -> None:
         (READ, {"cdw12": 1 << 29}, 0x02),
         (ZEROES, {"cdw12": 1 << 26}, 0x02),
         (5, {}, 0x01),
-        (0x0C, {}, 0x01),
+        (0x19, {}, 0x01),
         (0xFF, {}, 0x01),
     ],
 )

@@ -17,7 +17,7 @@ from tests.target.direct import Direct, direct_controller, refusal
 DNR = 0x4000
 INVALID_FIELD, INVALID_LOG_PAGE = 0x02 | DNR, 0x109 | DNR
 ALL = 0xFFFFFFFF
-SIZES = {0x00: 1024, 0x01: 4096, 0x02: 512, 0x03: 512, 0x04: 4096, 0x05: 4096, 0x12: 1024, 0x13: 4096}
+SIZES = {0x00: 1024, 0x01: 4096, 0x02: 512, 0x03: 512, 0x04: 4096, 0x05: 4096, 0x12: 1024, 0x13: 4096, 0xC0: 512}
 
 
 @pytest.fixture
@@ -175,12 +175,14 @@ def test_reading_a_page_settles_its_event(direct: Direct, lid: int, event: int) 
 def test_effects_name_every_command_and_no_other(direct: Direct) -> None:
     dwords = struct.unpack("<1024I", direct.log(0x05, 4096))
     assert {opcode for opcode, dword in enumerate(dwords[:256]) if dword} == set(HANDLERS) == set(ADMIN_EFFECTS)
-    assert {opcode for opcode, dword in enumerate(dwords[256:512]) if dword} == {0, 1, 2, 8, 9} == set(IO_EFFECTS)
+    assert (
+        {opcode for opcode, dword in enumerate(dwords[256:512]) if dword} == {0, 1, 2, 4, 8, 9, 0x0C} == set(IO_EFFECTS)
+    )
     assert not any(dwords[512:])
     assert set(DISCOVERY_EFFECTS) == set(HANDLERS)
     supported, changes_data = 1, 2
     assert all(dword & supported for dword in dwords if dword)
-    assert {opcode for opcode in IO_EFFECTS if dwords[256 + opcode] & changes_data} == {1, 8, 9}
+    assert {opcode for opcode in IO_EFFECTS if dwords[256 + opcode] & changes_data} == {1, 4, 8, 9}
     assert not any(dword >> 16 & 7 for dword in dwords), "nothing asks the host to stop other commands"
     assert not any(dword & ~(supported | changes_data) for dword in dwords[256:]), "Linux logs any other effect"
 
@@ -189,3 +191,53 @@ def test_feature_effects_name_every_feature(direct: Direct) -> None:
     dwords = struct.unpack("<256I", direct.log(0x12, 1024))
     assert {fid for fid, dword in enumerate(dwords) if dword & 1} == set(FEATURES)
     assert (dwords[0x05] >> 20, dwords[0x06] >> 20) == (1, 2), "scope: namespace, controller"
+
+
+# --- vendor log page C0h ----------------------------------------------------------------------------------------------
+
+
+def test_incarnations_of_all_namespaces(direct: Direct) -> None:
+    page = direct.log(0xC0, 512)
+    assert struct.unpack_from("<16sHHI", page) == (b"nvmeof incarnate", 1, 32, 3)
+    assert not any(page[24:64])
+    entries = [struct.unpack_from("<16sI12s", page, 64 + 32 * index) for index in range(3)]
+    assert entries == [(direct.volumes[nsid].volume.incarnation, nsid, bytes(12)) for nsid in (1, 2, 7)]
+    assert len({incarnation for incarnation, _, _ in entries}) == 3
+    assert not any(page[64 + 3 * 32 :])
+    assert direct.log(0xC0, 512, nsid=ALL) == page
+
+
+def test_the_incarnation_of_one_namespace(direct: Direct) -> None:
+    page = direct.log(0xC0, 512, nsid=2)
+    assert struct.unpack_from("<16sHHI16sI", page, 0)[3] == 1
+    assert struct.unpack_from("<16sI", page, 64) == (direct.volumes[2].incarnation, 2)
+    assert not any(page[96:])
+    direct.volumes[2].incarnation = b"the next one ..."
+    assert direct.log(0xC0, 16, 64, nsid=2) == b"the next one ..."
+    for nsid in (3, 0xFFFFFFFE):
+        with pytest.raises(CommandError) as refused:
+            direct.log(0xC0, 512, nsid=nsid)
+        assert refusal(refused) == (0x0B | DNR, 4)
+
+
+def test_incarnations_of_as_many_namespaces_as_there_may_be(direct: Direct) -> None:
+    volume = direct.volumes[1]
+    for nsid in range(1, limits.NAMESPACES_MAX + 1):
+        if nsid not in direct.subsystem.namespaces:
+            direct.subsystem.add_namespace(volume, nsid)
+    size = -(-(64 + 32 * limits.NAMESPACES_MAX) // 512) * 512
+    page = direct.log(0xC0, size)
+    nsids = [struct.unpack_from("<I", page, 64 + 32 * index + 16)[0] for index in range(limits.NAMESPACES_MAX)]
+    assert nsids == list(range(1, limits.NAMESPACES_MAX + 1))
+    with pytest.raises(CommandError):
+        direct.log(0xC0, 4, size + 4)
+
+
+def test_smart_counts_what_removed_namespaces_did(direct: Direct) -> None:
+    namespace = direct.subsystem.namespaces[7]
+    namespace.reads, namespace.read_bytes, namespace.writes, namespace.written_bytes = 3, 512_000, 5, 1_024_000
+    direct.volumes[7].health_override = VolumeHealth(media_errors=11)
+    before = direct.log(0x02, 512)
+    direct.subsystem.remove_namespace(7)
+    assert direct.log(0x02, 512) == before
+    assert [smart(direct, offset) for offset in (32, 48, 64, 80, 160)] == [1, 2, 3, 5, 11]

@@ -111,10 +111,15 @@ async def test_a_cancelled_delay_does_nothing(volume: FaultVolume) -> None:
         ("flush", WriteFault),
         ("write_zeroes", WriteFault),
         ("deallocate", WriteFault),
+        ("verify", ReadFault),
+        ("write_uncorrectable", WriteFault),
     ],
 )
 async def test_the_nth_fails(
-    volume: FaultVolume, operation: Operation, error: type[ReadFault | WriteFault | CapacityError]
+    monkeypatch: pytest.MonkeyPatch,
+    volume: FaultVolume,
+    operation: Operation,
+    error: type[ReadFault | WriteFault | CapacityError],
 ) -> None:
     run: dict[Operation, Callable[[], Awaitable[object]]] = {
         "read": lambda: read_volume(volume, 0, 4096),
@@ -122,7 +127,15 @@ async def test_the_nth_fails(
         "flush": volume.flush,
         "write_zeroes": lambda: volume.write_zeroes(0, 4096, deallocate=False),
         "deallocate": lambda: volume.deallocate([(0, 4096)]),
+        "verify": lambda: volume.verify(0, 4096),
+        "write_uncorrectable": lambda: volume.write_uncorrectable(0, 4096),
     }
+    marks = []
+
+    async def mark(offset: int, length: int) -> None:
+        marks.append((offset, length))
+
+    monkeypatch.setattr(volume.volume, "write_uncorrectable", mark)
     volume.fail(operation, error, nth=2, times=2)
     outcomes = []
     for _ in range(5):
@@ -132,6 +145,7 @@ async def test_the_nth_fails(
         except error as caught:
             outcomes.append(str(caught))
     assert outcomes == ["done", f"{operation}: injected", f"{operation}: injected", "done", "done"]
+    assert marks == [(0, 4096)] * (3 if operation == "write_uncorrectable" else 0)
 
 
 async def test_a_failing_close_closes() -> None:

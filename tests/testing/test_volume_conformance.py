@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import ClassVar
 from uuid import UUID, uuid4
+from weakref import WeakKeyDictionary
 
 import pytest
 
 from nvmeof.engine.file_volume import FileVolume
-from nvmeof.engine.volume import VolumeHealth
-from nvmeof.errors import NvmeofError
+from nvmeof.engine.volume import Volume, VolumeHealth
+from nvmeof.errors import NvmeofError, ReadFault
 from nvmeof.testing.virtual_disk import VirtualDisk
-from nvmeof.testing.volume_conformance import SIZE_MIN, VOLUME_CHECKS
+from nvmeof.testing.volume_conformance import SIZE_MIN, VOLUME_CHECKS, OpenVolume
+from tests.target.volumes import PoolLikeVolume
 
 UUID_ONE = UUID("0191d5c8-4a7e-7c3a-9b0e-2f6d3c1a5b77")
 
@@ -146,6 +149,72 @@ class NeverCloses(Plain):
         await self.flush()
 
 
+class VerifyChangesData(Plain):
+    async def verify(self, offset: int, length: int) -> None:
+        await super().verify(offset, length)
+        await super().write_zeroes(offset, min(length, 4096), deallocate=False)
+
+
+class VerifyMindsHoles(Plain):
+    async def verify(self, offset: int, length: int) -> None:
+        data = memoryview(bytearray(4096))
+        await self.read(offset, data)
+        if not any(data):
+            raise ReadFault("nothing there")
+
+
+class NewIncarnationAtFlush(Plain):
+    async def flush(self) -> None:
+        await super().flush()
+        self.incarnation = uuid4().bytes
+
+
+class NoIncarnation(Plain):
+    def __init__(self, disk: VirtualDisk) -> None:
+        super().__init__(disk)
+        self.incarnation = bytes(16)
+
+
+class MarksThoughItCannot(Plain):
+    async def write_uncorrectable(self, offset: int, length: int) -> None:
+        pass
+
+
+class MarksNothing(MarksThoughItCannot):
+    can_mark_uncorrectable = True
+    uncorrectable_granule = 4096
+
+
+class Marking(PoolLikeVolume):
+    """Without a defect; the marks are kept beside the disk."""
+
+    marks_of: ClassVar[WeakKeyDictionary[VirtualDisk, set[int]]] = WeakKeyDictionary()
+
+    def __init__(self, disk: VirtualDisk) -> None:
+        super().__init__(Plain(disk), marks=self.marks_of.setdefault(disk, set()))
+
+
+class ForgetsMarks(PoolLikeVolume):
+    def __init__(self, disk: VirtualDisk) -> None:
+        super().__init__(Plain(disk))
+
+
+class NeverForgetsMarks(Marking):
+    def write_now(self, offset: int, view: memoryview) -> bool:
+        return self.volume.write_now(offset, view)
+
+
+class ForgetsNeighboursToo(Marking):
+    def write_now(self, offset: int, view: memoryview) -> bool:
+        self.marks.discard(offset // 4096 + 1)
+        return super().write_now(offset, view)
+
+
+class VerifyDoesNotSeeMarks(Marking):
+    async def verify(self, offset: int, length: int) -> None:
+        await self.volume.verify(offset, length)
+
+
 @pytest.mark.parametrize(
     "defect",
     [
@@ -163,14 +232,24 @@ class NeverCloses(Plain):
         HalfAWrite,
         LeavesTheThreadBehind,
         NeverCloses,
+        VerifyChangesData,
+        VerifyMindsHoles,
+        NewIncarnationAtFlush,
+        NoIncarnation,
+        MarksThoughItCannot,
+        MarksNothing,
+        ForgetsMarks,
+        NeverForgetsMarks,
+        ForgetsNeighboursToo,
+        VerifyDoesNotSeeMarks,
     ],
 )
-def test_every_defect_is_found(defect: Callable[[VirtualDisk], FileVolume]) -> None:
+def test_every_defect_is_found(defect: Callable[[VirtualDisk], Volume]) -> None:
     found = []
     for check in VOLUME_CHECKS:
         disk = VirtualDisk(SIZE_MIN)
 
-        async def open_volume(disk: VirtualDisk = disk) -> FileVolume:
+        async def open_volume(disk: VirtualDisk = disk) -> Volume:
             return defect(disk.reopen())
 
         with asyncio.Runner() as runner:
@@ -182,12 +261,13 @@ def test_every_defect_is_found(defect: Callable[[VirtualDisk], FileVolume]) -> N
     assert found, f"no check minds {defect}"
 
 
-def test_the_volume_without_a_defect_passes() -> None:
-    async def run(check: Callable[[Callable[[], Awaitable[FileVolume]]], Awaitable[None]]) -> None:
+@pytest.mark.parametrize("flawless", [Plain, Marking])
+def test_the_volume_without_a_defect_passes(flawless: Callable[[VirtualDisk], Volume]) -> None:
+    async def run(check: Callable[[OpenVolume], Awaitable[None]]) -> None:
         disk = VirtualDisk(SIZE_MIN)
 
-        async def open_volume() -> FileVolume:
-            return Plain(disk.reopen())
+        async def open_volume() -> Volume:
+            return flawless(disk.reopen())
 
         await check(open_volume)
 
