@@ -94,6 +94,12 @@ VERIFY_PIECE_BYTES = 1 * MIB
 SIDECAR_BYTES_MAX = 4096
 """A sidecar is 160 bytes; more is some other file."""
 
+POOL_STRIPES_OFF_LOOP = 16
+"""A stripe is written on the loop while the page cache takes it at once (WRITE_STALL_SECONDS). Every call that lets go
+of the interpreter lock costs some 10 us when another thread wants it, and a stripe has 13: 1 MiB writes take 780 us of
+processor on the loop, 1,670 with a thread for it, 2,600 with four. After a stall, so many stripes in a row must be
+quick in threads before they return to the loop."""
+
 POOL_STRIPES_IN_FLIGHT_MAX = 8
 """Stripes being written at a time, about 1 MiB of data each: enough to keep two threads busy, 12 MiB of memory."""
 
@@ -121,6 +127,10 @@ POOL_SEGMENT_BYTES = 16 * MIB
 
 POOL_ROOT_BYTES_MAX = 4 * MIB
 """Largest root we believe: 256 namespaces of the largest size there is are 1 MiB of JSON."""
+
+POOL_MAP_CHUNKS_MAX = 12288
+"""Map table chunks of all namespaces, 8 GiB each: 96 TiB. Their entries are in the root, at most 9 bytes each after
+compression, and the root is one record of 128 KiB."""
 
 POOL_RECORDS_CACHED = 32
 """Decoded records kept for reads that take 128 KiB records in small pieces: 4 MiB at most."""

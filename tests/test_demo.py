@@ -18,10 +18,15 @@ def test_the_demo(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["bytes"] > 100_000_000
-    assert report["exit_code"] == 1
-    assert report["flipped"] in report["found"]
-    assert report["exit_code_repaired"] == 0
-    assert min(report[f"{what}_gbps"] for what in ("save", "load", "verify")) > 0
+    assert not report["plaintext"]
+    assert report["lost"] == ["member-01.nvmeof", "member-04.nvmeof"]
+    assert (report["status_degraded"], report["status_rebuilt"]) == (1, 0)
+    assert (report["scrub"], report["scrub_again"]) == (1, 0)
+    assert "member-00.nvmeof" in report["healed"]
+    assert (report["exit_code"], report["exit_code_repaired"]) == (1, 0)
+    assert "CORRUPT" in report["found"]
+    assert "model." in report["found"]
+    assert min(report[f"{what}_gbps"] for what in ("save", "load", "verify", "degraded")) > 0
     assert not list(tmp_path.iterdir())
 
 

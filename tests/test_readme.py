@@ -157,7 +157,7 @@ def test_every_block_works(binaries: Path, tmp_path: Path) -> None:
         for block in blocks():
             reader.follow(block)
     assert "embed" in reader.printed.split("CORRUPT")[1]
-    assert reader.printed.count("exit code 1\n") == 1
+    assert reader.printed.count("exit code 1\n") == 2
 
 
 def test_the_wheel_is_typed_and_has_its_licence(binaries: Path) -> None:

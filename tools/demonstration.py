@@ -1,4 +1,4 @@
-"""tools/demo: a target on a file, a checkpoint saved through NVMe/TCP and proven, and a flipped byte that is found.
+"""tools/demo: a pool of six members served over NVMe/TCP, a checkpoint on it, two members lost, and bytes flipped.
 
 Everything happens in a directory that is removed afterwards. Nothing needs root; one port of 127.0.0.1 is used.
 """
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,10 +37,16 @@ LAYERS = 12
 STEP = 1000
 SEED = 20_261_120
 NQN = "nqn.2026-11.org.example:demo"
-NAMESPACE_SLACK = 2.2
+MEMBERS = 6
+LOST = (1, 4)
+BEYOND = (0, 2, 3)
+"""Members that are damaged at one place: one more than parity makes good."""
+POOL_SLACK = 2.2
 """Room for the checkpoint, a second one, and their metadata."""
 READY_SECONDS = 20.0
 STOP_SECONDS = 20.0
+PAGE = 4096
+PIECE = 1 << 20
 
 State = dict[str, Any]
 
@@ -51,7 +57,7 @@ class DemonstrationError(Exception):
 
 @dataclass
 class Report:
-    """What was done and measured. Throughput in GB/s (10^9 bytes a second); times in seconds."""
+    """What was done and measured. Throughput in GB/s (10^9 bytes a second); times in seconds; codes of commands."""
 
     tensors: int = 0
     bytes: int = 0
@@ -61,10 +67,22 @@ class Report:
     load_gbps: float = 0.0
     verify_seconds: float = 0.0
     verify_gbps: float = 0.0
+    plaintext: bool = True
+    """Whether bytes of a tensor were found on a member."""
+    lost: list[str] = field(default_factory=list)
+    degraded_seconds: float = 0.0
+    degraded_gbps: float = 0.0
+    """Of verifying without the members that were lost."""
+    status_degraded: int = -1
+    rebuild_seconds: float = 0.0
+    status_rebuilt: int = -1
     flipped: str = ""
-    """The tensor in which a byte was flipped on disk."""
+    """The byte that was flipped on one member, and what ``nvmeof pool scrub`` said about it."""
+    healed: str = ""
+    scrub: int = -1
+    scrub_again: int = -1
     found: str = ""
-    """What ``nvmeof ckpt verify`` said about it."""
+    """What ``nvmeof ckpt verify`` said when more was damaged than parity makes good."""
     exit_code: int = -1
     exit_code_repaired: int = -1
 
@@ -109,9 +127,12 @@ def arguments() -> argparse.Namespace:
 async def demonstrate(directory: Path, layers: int, console: Console) -> Report:
     state = transformer(layers)
     report = Report(tensors=len(state), bytes=sum(tensor.nbytes for tensor in state.values()))
-    backing = directory / "disk.img"
-    with target(backing, int(report.bytes * NAMESPACE_SLACK) + (64 << 20), directory / "target.log") as url:
-        console.print(f"serving {backing.name} as [bold]{url}[/]", soft_wrap=True)
+    pool, key = directory / "pool", directory / "pool.key"
+    size = f"{(int(report.bytes * POOL_SLACK) >> 20) + 64}M"
+    command = ["pool", "create", pool.name, "--members", MEMBERS, "--size", size, "--key-file", key.name]
+    run(console, pool, command, wanted=0)
+    with target(pool, key, directory / "target.log") as url:
+        console.print(f"serving it as [bold]{url}[/]\n", soft_wrap=True)
         async with Store.open(url) as store:
             with timed(report, "save", console) as progress:
                 await store.save(STEP, state, metadata={"made by": "tools/demo"}, progress=progress)
@@ -120,19 +141,93 @@ async def demonstrate(directory: Path, layers: int, console: Console) -> Report:
             compare(state, loaded)
             with timed(report, "verify", console) as progress:
                 await store.verify(STEP, progress=progress)
-        report.flipped = f"model.layers.{layers // 2}.mlp.up_proj.weight"
-        position = find(backing, state[report.flipped])
-        flip(backing, position)
-        console.print(
-            f"flipped a bit of byte {position} of {backing.name}, inside [bold]{report.flipped}[/]", soft_wrap=True
-        )
-        report.exit_code, report.found = verify(url)
-        console.print(f"$ nvmeof ckpt verify {url}\n[red]{escape(report.found)}[/]\n", soft_wrap=True)
-        flip(backing, position)
-        report.exit_code_repaired, _ = verify(url)
-    if report.exit_code != 1 or report.flipped not in report.found or report.exit_code_repaired != 0:
-        raise DemonstrationError(f"the flipped byte was not reported as it must be: {report.found or 'nothing said'}")
+            report.plaintext = any(contains(member, state) for member in sorted(pool.glob("member-*")))
+            await lose_two(pool, state, store, report, console)
+        rebuild(pool, report, console)
+        flip_one(pool, report, console)
+        damage_three(pool, url, report, console)
+    check(report)
     return report
+
+
+async def lose_two(pool: Path, state: State, store: Store, report: Report, console: Console) -> None:
+    """Two members vanish under the serving process; it goes on, for readers and for writers."""
+    for number in LOST:
+        member(pool, number).unlink()
+        report.lost.append(member(pool, number).name)
+    console.print(f"$ rm {' '.join(report.lost)}")
+    embedding = next(iter(state))
+    await store.save(STEP + 1, {embedding: state[embedding]})
+    with timed(report, "degraded", console) as progress:
+        await store.verify(STEP, progress=progress)
+    report.status_degraded, _ = run(console, pool, ["pool", "status", pool.name])
+
+
+def rebuild(pool: Path, report: Report, console: Console) -> None:
+    """New members take the place of those that were lost."""
+    start = time.perf_counter()
+    for number in LOST:
+        run(console, pool, ["pool", "replace", pool.name, number, "--wait"], wanted=0)
+    report.rebuild_seconds = round(time.perf_counter() - start, 3)
+    report.status_rebuilt, _ = run(console, pool, ["pool", "status", pool.name])
+
+
+def flip_one(pool: Path, report: Report, console: Console) -> None:
+    """One byte, where data is."""
+    broken = member(pool, 0)
+    position = used(broken) // 2 // PAGE * PAGE + 1234
+    flip(broken, position)
+    report.flipped = f"byte {position} of {broken.name}"
+    console.print(f"flipped a bit of {report.flipped}")
+    report.scrub, report.healed = run(console, pool, ["pool", "scrub", pool.name])
+    report.scrub_again, _ = run(console, pool, ["pool", "scrub", pool.name])
+
+
+def damage_three(pool: Path, url: str, report: Report, console: Console) -> None:
+    """The same place of three members: more than two strips of a stripe are bad, and no reader gets any of it."""
+    start = used(member(pool, 0)) // 2 // PAGE * PAGE + 321
+    places = [(member(pool, number), start + at) for number in BEYOND for at in range(0, PIECE, PAGE)]
+    for place in places:
+        flip(*place)
+    console.print(f"flipped bits of {len(BEYOND)} members within 1 MiB, more than {len(LOST)} can make good")
+    report.exit_code, report.found = run(console, pool, ["ckpt", "verify", url])
+    for place in places:
+        flip(*place)
+    console.print("flipped them back")
+    report.exit_code_repaired, _ = run(console, pool, ["ckpt", "verify", url])
+
+
+def check(report: Report) -> None:
+    """Everything that the summary claims."""
+    expected = {
+        "plaintext": False,
+        "status_degraded": 1,
+        "status_rebuilt": 0,
+        "scrub": 1,
+        "scrub_again": 0,
+        "exit_code": 1,
+        "exit_code_repaired": 0,
+    }
+    for name, value in expected.items():
+        if getattr(report, name) != value:
+            raise DemonstrationError(f"{name} is {getattr(report, name)}, and must be {value}")
+    if "model." not in report.found:
+        raise DemonstrationError(f"the damage was not reported as it must be: {report.found or 'nothing said'}")
+
+
+def run(console: Console, pool: Path, arguments: list[object], wanted: int | None = None) -> tuple[int, str]:
+    """Exit code of an ``nvmeof`` command beside the pool, and what it printed."""
+    command = [sys.executable, "-m", "nvmeof", *map(str, arguments)]
+    result = subprocess.run(
+        command, cwd=pool.parent, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    said = (result.stdout + result.stderr).strip()
+    console.print(f"$ nvmeof {' '.join(map(str, arguments))}", soft_wrap=True, markup=False, style="bold")
+    colour = "red" if result.returncode else "green"
+    console.print(f"[{colour}]{escape(said)}[/]\n", soft_wrap=True)
+    if wanted is not None and result.returncode != wanted:
+        raise DemonstrationError(f"nvmeof {arguments[0]} {arguments[1]}: exit code {result.returncode}: {said}")
+    return result.returncode, said
 
 
 def transformer(layers: int) -> State:
@@ -157,14 +252,14 @@ def transformer(layers: int) -> State:
 
 
 @contextlib.contextmanager
-def target(backing: Path, size: int, log: Path) -> Iterator[str]:
+def target(pool: Path, key: Path, log: Path) -> Iterator[str]:
     """``nvmeof serve`` as a process of its own; the URL of its namespace."""
     command = [
-        *(sys.executable, "-m", "nvmeof", "serve", str(backing), "--size", str(size - size % 4096)),
+        *(sys.executable, "-m", "nvmeof", "serve", "--pool", pool.name, "--key-file", key.name),
         *("--listen", "127.0.0.1:0", "--nqn", NQN),
     ]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        process = subprocess.Popen(command, cwd=pool.parent, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
         yield f"nvme+tcp://{ready_address(process, log)}/{NQN}/1"
         process.send_signal(signal.SIGTERM)
@@ -212,49 +307,62 @@ def compare(saved: State, loaded: State) -> None:
             raise DemonstrationError(f"{name} is not what was saved")
 
 
-def find(backing: Path, tensor: Any) -> int:
-    """Where some byte near the middle of the tensor lies in the file."""
-    middle = tensor.tobytes()[tensor.nbytes // 2 + 12_345 :][:4096]
-    with backing.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        position = content.find(middle)
-    if position < 0:
-        raise DemonstrationError(f"the bytes of the tensor are not in {backing}")
-    return position
+def member(pool: Path, number: int) -> Path:
+    return pool / f"member-{number:02d}.nvmeof"
 
 
-def flip(backing: Path, position: int) -> None:
+def contains(file: Path, state: State) -> bool:
+    """Whether some bytes from the middle of a tensor lie in a file as they are."""
+    tensor = next(iter(state.values()))
+    sample = tensor.tobytes()[tensor.nbytes // 2 :][:64]
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(sample) >= 0
+
+
+def used(file: Path) -> int:
+    """Bytes up to the last piece that is not all zeros, but for the copies at a member's end."""
+    position = file.stat().st_size - 2 * PIECE
+    with file.open("rb") as opened:
+        while position > 0:
+            opened.seek(position)
+            if any(opened.read(PIECE)):
+                return position
+            position -= PIECE
+    raise DemonstrationError(f"there is nothing in {file}")
+
+
+def flip(file: Path, position: int) -> None:
     """Flip the lowest bit of one byte, behind the target's back."""
-    descriptor = os.open(backing, os.O_RDWR)
+    descriptor = os.open(file, os.O_RDWR)
     try:
         os.pwrite(descriptor, bytes([os.pread(descriptor, 1, position)[0] ^ 1]), position)
     finally:
         os.close(descriptor)
 
 
-def verify(url: str) -> tuple[int, str]:
-    """Exit code of ``nvmeof ckpt verify`` and what it printed."""
-    command = [sys.executable, "-m", "nvmeof", "ckpt", "verify", url]
-    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    return result.returncode, result.stdout.strip()
-
-
 def summary(report: Report) -> Table:
     table = Table(
-        title=f"{report.tensors} tensors, {report.bytes / 1e6:.0f} MB, over NVMe/TCP on loopback", min_width=64
+        title=f"{report.tensors} tensors, {report.bytes / 1e6:.0f} MB, on an encrypted RAID-6 pool over NVMe/TCP",
+        min_width=64,
     )
     table.add_column("")
     table.add_column("GB/s", justify="right", style="bold")
     table.add_column("seconds", justify="right")
     table.add_column("")
-    table.add_row(
-        "save", f"{report.save_gbps:.2f}", f"{report.save_seconds:.2f}", "hashed, written, flushed, committed"
-    )
-    table.add_row(
-        "load", f"{report.load_gbps:.2f}", f"{report.load_seconds:.2f}", "every byte verified, bit for bit the same"
-    )
-    table.add_row("verify", f"{report.verify_gbps:.2f}", f"{report.verify_seconds:.2f}", "read back from the target")
+    for what, how in (
+        ("save", "hashed, written, flushed, committed"),
+        ("load", "verified, bit for bit the same"),
+        ("verify", "read back from the target"),
+        ("degraded", f"without {' and '.join(name.split('.')[0] for name in report.lost)}"),
+    ):
+        speed, seconds = getattr(report, f"{what}_gbps"), getattr(report, f"{what}_seconds")
+        table.add_row(what, f"{speed:.2f}", f"{seconds:.2f}", how)
+    table.add_row("rebuild", "", f"{report.rebuild_seconds:.2f}", "[green]both replaced while serving[/]")
     table.add_section()
-    table.add_row("one bit flipped", "", "", f"[red]found and named[/], exit code {report.exit_code}")
+    table.add_row("on the members", "", "", "[green]no plaintext[/]")
+    table.add_row("one bit flipped", "", "", f"[green]found, named and healed[/], exit code {report.scrub}")
+    table.add_row("scrubbed again", "", "", f"[green]nothing bad[/], exit code {report.scrub_again}")
+    table.add_row("three members hit", "", "", f"[red]refused and named[/], exit code {report.exit_code}")
     table.add_row("flipped back", "", "", f"[green]verified[/], exit code {report.exit_code_repaired}")
     return table
 

@@ -8,13 +8,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import uvloop
 
 from nvmeof.cli.nvme_session import Parser, Subparsers, add_connection_options, connect_options, number
+from nvmeof.cli.text import Progress, progress_bar, rate_text, size_text, table
 from nvmeof.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ IO_QUEUES = 2
 Answer: TypeAlias = "tuple[dict[str, Any], list[str]]"
 """What --json prints, and the lines for people."""
 
-Progress: TypeAlias = Callable[[int, int], None]
 Command: TypeAlias = "Callable[[argparse.Namespace, Store, Progress | None], Awaitable[Answer]]"
 
 
@@ -126,7 +125,7 @@ async def _ask(args: argparse.Namespace, command: Command) -> tuple[dict[str, An
     options = {"format": getattr(args, "format", False), "reclaim": getattr(args, "reclaim", False)}
     async with Store.open(args.store, **options, **connection) as store:
         error = None
-        with _progress(args) as progress:
+        with progress_bar(args.doing) as progress:
             try:
                 record, lines = await command(args, store, progress)
             except VerificationError as failed:
@@ -137,24 +136,6 @@ async def _ask(args: argparse.Namespace, command: Command) -> tuple[dict[str, An
         return {"store": args.store, **record, "notices": list(store.notices)}, lines, error
 
 
-@contextmanager
-def _progress(args: argparse.Namespace) -> Iterator[Progress | None]:
-    """A bar with rate and remaining time on standard error, if that is a terminal."""
-    if not args.doing or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
-    with Bars(
-        *columns, TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True
-    ) as bars:
-        task = bars.add_task(args.doing, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
-
-
 async def _save(args: argparse.Namespace, store: Store, progress: Progress | None) -> Answer:
     from nvmeof.checkpoint import open_source
 
@@ -163,7 +144,7 @@ async def _save(args: argparse.Namespace, store: Store, progress: Progress | Non
     contents = await asyncio.to_thread(open_source, args.source)
     info = await store.save(args.step, contents, verify=args.verify, progress=progress)
     seconds = time.monotonic() - started
-    line = f"saved step {info.step}: {_contents(info)} in {seconds:.2f} s ({_rate(info.size, seconds)})"
+    line = f"saved step {info.step}: {_contents(info)} in {seconds:.2f} s ({rate_text(info.size, seconds)})"
     return _timed(info, seconds), [line, f"root digest sha256:{info.root_digest.hex()}"]
 
 
@@ -181,17 +162,11 @@ async def _ls(args: argparse.Namespace, store: Store, progress: Progress | None)
     record = {"checkpoints": [_record(info) for info in infos]}
     rows = [("STEP", "STATE", "SIZE", "ITEMS", "SAVED", "ROOT DIGEST")]
     for info in infos:
-        size = _bytes(info.size) if info.size or info.root_digest else "-"
+        size = size_text(info.size) if info.size or info.root_digest else "-"
         digest = info.root_digest.hex() or (f"({info.note})" if info.note else "-")
         saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(info.created_ns / 1e9))
         rows.append((str(info.step), info.state, size, str(info.items), saved, digest))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    right = (0, 2, 3)
-    lines = [
-        "  ".join(text.rjust(widths[i]) if i in right else text.ljust(widths[i]) for i, text in enumerate(row)).rstrip()
-        for row in rows
-    ]
-    return record, lines
+    return record, table(rows, right=(0, 2, 3))
 
 
 async def _verify(args: argparse.Namespace, store: Store, progress: Progress | None) -> Answer:
@@ -203,7 +178,7 @@ def _verified(results: tuple[Verification, ...] | list[Verification]) -> Answer:
     for result in results:
         info = result.info
         if not result.damage:
-            rate = f"{result.seconds:.2f} s ({_rate(info.size, result.seconds)})"
+            rate = f"{result.seconds:.2f} s ({rate_text(info.size, result.seconds)})"
             lines.append(f"step {info.step}: good, {_contents(info)} in {rate}, sha256:{info.root_digest.hex()}")
             continue
         lines.append(f"step {info.step}: CORRUPT, {len(result.damage)} damaged")
@@ -224,7 +199,7 @@ async def _load(args: argparse.Namespace, store: Store, progress: Progress | Non
     started = time.monotonic()
     info = await store.load_to(args.destination, args.step, progress=progress)
     seconds = time.monotonic() - started
-    rate = f"{seconds:.2f} s ({_rate(info.size, seconds)})"
+    rate = f"{seconds:.2f} s ({rate_text(info.size, seconds)})"
     line = f"loaded step {info.step} into {args.destination}: {_contents(info)}, all verified, in {rate}"
     record = {**_timed(info, seconds), "destination": args.destination}
     return record, [line, f"root digest sha256:{info.root_digest.hex()}"]
@@ -269,17 +244,5 @@ def _damages(damage: tuple[Damage, ...]) -> list[dict[str, Any]]:
 
 
 def _contents(info: CheckpointInfo) -> str:
-    return f"{_bytes(info.size)}, {info.items} {'files' if info.kind == 'files' else 'tensors'}, {info.chunks} chunks"
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if size < 1024 or unit == "TiB":
-            break
-        size /= 1024
-    return f"{size:.1f} {unit}" if unit != "B" else f"{count} B"
-
-
-def _rate(count: int, seconds: float) -> str:
-    return f"{count / max(seconds, 1e-9) / 1e6:,.0f} MB/s"
+    kind = "files" if info.kind == "files" else "tensors"
+    return f"{size_text(info.size)}, {info.items} {kind}, {info.chunks} chunks"

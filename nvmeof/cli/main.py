@@ -22,7 +22,7 @@ from nvmeof.errors import (
     UsageError,
 )
 
-COMMAND_MODULES = ("nvmeof.cli.serve", "nvmeof.cli.nvme", "nvmeof.cli.ckpt")
+COMMAND_MODULES = ("nvmeof.cli.serve", "nvmeof.cli.pool", "nvmeof.cli.inspect", "nvmeof.cli.nvme", "nvmeof.cli.ckpt")
 """Each has ``register(subparsers)``; its parsers set ``run``, a function from the arguments to the exit code."""
 
 OK, CORRUPT, UNCOMMITTED, FAILED, NOT_FOUND, USAGE, INTERNAL, PIPE, INTERRUPTED = 0, 1, 2, 3, 10, 64, 70, 141, 130
@@ -32,10 +32,10 @@ LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 EPILOG = f"""\
 exit codes:
   {OK:3}  done
-  {CORRUPT:3}  a checkpoint's stored bytes are not the bytes that were saved
+  {CORRUPT:3}  a checkpoint's stored bytes are not the bytes that were saved; a pool is degraded or was damaged
   {UNCOMMITTED:3}  a checkpoint was never committed
   {FAILED:3}  input/output error, or a status other than success from a controller
-  {NOT_FOUND:3}  no such checkpoint or file
+  {NOT_FOUND:3}  no such checkpoint, pool or file
   {USAGE:3}  wrong arguments or configuration
   {INTERNAL:3}  an error in nvmeof itself ({DEBUG_VARIABLE}=1 shows where)
   {INTERRUPTED:3}  interrupted
@@ -113,11 +113,12 @@ def _fail(error: BaseException) -> int:
         return code
     if code == INTERNAL and os.environ.get(DEBUG_VARIABLE):
         raise error
-    print(f"nvmeof: {_message(error, code)}", file=sys.stderr)
+    print(f"nvmeof: {message(error, code)}", file=sys.stderr)
     return code
 
 
-def _message(error: BaseException, code: int) -> str:
+def message(error: BaseException, code: int) -> str:
+    """What is said of an exception, in one line."""
     if code == INTERRUPTED:
         return "interrupted"
     text = " ".join(str(error).split())
@@ -150,7 +151,7 @@ class _Version(argparse.Action):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="nvmeof",
-        description="An NVMe/TCP target, initiator and checkpoint store in user space.",
+        description="An NVMe/TCP target, initiator, storage pool and checkpoint store in user space.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""smart-log, error-log, fw-log, changed-ns-list-log, effects-log and get-log."""
+"""smart-log, error-log, fw-log, changed-ns-list-log, effects-log, incarnation-log and get-log."""
 
 from __future__ import annotations
 
@@ -15,21 +15,26 @@ from nvmeof.cli.nvme_session import (
     hex_dump,
     number,
 )
+from nvmeof.errors import TransportError, UsageError
 from nvmeof.spec.command import NSID_ALL, AdminOpcode, CommandSet, IoOpcode, LogPage
 from nvmeof.spec.fields import ascii_text, u128_value
 from nvmeof.spec.identify import IDENTIFY_SIZE
+from nvmeof.spec.identify_lists import NAMESPACE_LIST_MAX
 from nvmeof.spec.logpage import (
     COMMANDS_SUPPORTED_SIZE,
     ERROR_ENTRY,
     ERROR_ENTRY_SIZE,
     FIRMWARE_SLOT_LOG,
     FIRMWARE_SLOT_SIZE,
+    INCARNATION_HEADER,
+    INCARNATION_MAGIC,
     SMART_LOG,
     SMART_SIZE,
     CommandEffects,
     ErrorEntry,
     SmartLog,
     decode_changed_namespaces,
+    decode_incarnations,
 )
 from nvmeof.spec.status import describe
 
@@ -67,6 +72,9 @@ def register(subparsers: Subparsers) -> None:
     changed = add_admin_command(subparsers, "changed-ns-list-log", "Changed Namespace List log", changed_ns_list_log)
     changed.add_argument("-r", "--rae", action="store_true", help="keep the event, do not clear it")
     add_admin_command(subparsers, "effects-log", "Commands Supported and Effects log", effects_log)
+    add_admin_command(
+        subparsers, "incarnation-log", "when writes may have been lost (ours)", incarnation_log, namespace=True
+    )
     page = add_admin_command(subparsers, "get-log", "any log page, as bytes", get_log, namespace=True)
     page.add_argument("-i", "--log-id", type=number, required=True, metavar="LID", help="which log page")
     page.add_argument("-l", "--log-len", type=number, required=True, metavar="BYTES", help="a multiple of 4")
@@ -221,6 +229,25 @@ def effect_lines(prefix: str, effects: Mapping[int, int], names: Mapping[int, st
 
 def effect_record(prefix: str, effects: Mapping[int, int], names: Mapping[int, str]) -> dict[str, Json]:
     return {f"{prefix}_{opcode} ({opcode_name(opcode, names)})": effect for opcode, effect in effects.items()}
+
+
+async def incarnation_log(request: Request) -> Answer:
+    """Read in two parts: the head says how many entries there are."""
+    controller, nsid = request.controller, request.nsid or NSID_ALL
+    head = await controller.get_log_page(LogPage.INCARNATION, INCARNATION_HEADER.size, nsid=nsid)
+    header = INCARNATION_HEADER.decode(head)
+    if header.magic != INCARNATION_MAGIC:
+        raise UsageError(f"{request.device}: log page C0h is of another vendor, wanted a target of ours")
+    entries = min(header.entries, NAMESPACE_LIST_MAX) * header.entry_size
+    length = -(-(INCARNATION_HEADER.size + entries) // 4) * 4
+    data = await controller.get_log_page(LogPage.INCARNATION, length, nsid=nsid)
+    try:
+        incarnations = decode_incarnations(data) or {}
+    except ValueError as error:
+        raise TransportError(f"{request.device}: log page C0h: {error}") from error
+    record: dict[str, Json] = {f"{number:#x}": each.hex() for number, each in incarnations.items()}
+    title = f"Incarnations for device:{request.device}"
+    return Answer("\n".join([title, *fields(record)]), {"incarnations": record}, data)
 
 
 async def get_log(request: Request) -> Answer:

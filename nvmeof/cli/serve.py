@@ -12,17 +12,22 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeAlias
 
+from nvmeof.cli.arguments import argument
 from nvmeof.cli.descriptors import ExhaustionHandler, raise_limit
+from nvmeof.cli.pool_keys import Key, add_key_options, has_key, key_of
+from nvmeof.cli.pool_serve import ServedPool, served
 from nvmeof.errors import UsageError
 from nvmeof.limits import DRAIN_SECONDS
 from nvmeof.spec.fabrics import PORT_DISCOVERY, UUID_NQN_PREFIX, AddressFamily
 from nvmeof.target.config import (
     ListenerConfig,
     NamespaceConfig,
+    PoolConfig,
     SubsystemConfig,
     TargetConfig,
     load_config,
@@ -38,12 +43,11 @@ if TYPE_CHECKING:
     from nvmeof.target.server import Listener, Target
     from nvmeof.target.subsystem import Subsystem
 
-T = TypeVar("T")
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 DESCRIPTION = """\
-Serve a file (made if it is missing and --size is given) or a block device to NVMe/TCP hosts, or everything that a
-configuration file names.
+Serve a file (made if it is missing and --size is given), a block device or a pool to NVMe/TCP hosts, or everything that
+a configuration file names. While a pool is served, nvmeof pool works on it through the socket DIR/control.
 
 Prints a line that begins with READY and names every HOST:PORT it listens at, and then the nvme connect line for each.
 SIGTERM or Ctrl-C lets commands in progress end and puts everything on media; a second one stops at once.
@@ -52,10 +56,12 @@ EPILOG = """\
 examples:
   nvmeof serve disk.img --size 1G
   nvmeof serve disk.img --listen 0.0.0.0:4420 --listen '[::]:4420' --allow-host "$(cat /etc/nvme/hostnqn)"
+  nvmeof serve --pool pool --key-file pool.key
   nvmeof serve --config target.toml
 """
 DISK_FLAGS = (
     "disk",
+    "pool",
     "size",
     "block_size",
     "listen",
@@ -64,6 +70,9 @@ DISK_FLAGS = (
     "allow_host",
     "advertise",
     "congestion",
+    "key_file",
+    "passphrase_file",
+    "key_command",
 )
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PROBES = {
@@ -77,7 +86,7 @@ def register(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
         "serve",
-        help="serve a file or block device to NVMe/TCP hosts",
+        help="serve a file, a block device or a pool to NVMe/TCP hosts",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -85,28 +94,33 @@ def register(subparsers: Subparsers) -> None:
     add = parser.add_argument
     add("disk", nargs="?", metavar="DISK", help="the file or block device that keeps namespace 1")
     add("--config", metavar="FILE", type=Path, help="a TOML file instead of DISK and its options")
-    add("--size", type=_argument(parse_size), help="of a file that is made: bytes, or a number with K, M, G, T")
-    add("--block-size", type=_argument(parse_block_size), help="of a file that is made: 512 or 4096 (default: 4096)")
-    add("--listen", metavar="HOST:PORT", action="append", type=_argument(parse_address),
+    add("--pool", metavar="DIR", help="the pool that keeps the namespaces; namespace 1 is made if there is none")
+    size = "of a file or namespace that is made: bytes, or a number with K, M, G, T (of a pool by default: all)"
+    add("--size", type=argument(parse_size), help=size)
+    add("--block-size", type=argument(parse_block_size), help="of a file that is made: 512 or 4096 (default: 4096)")
+    add("--listen", metavar="HOST:PORT", action="append", type=argument(parse_address),
         help="where hosts connect; repeatable, port 0 takes a free one (default: 127.0.0.1:4420)")  # fmt: skip
-    add("--discovery-listen", metavar="HOST:PORT", action="append", type=_argument(_discovery_address),
+    add("--discovery-listen", metavar="HOST:PORT", action="append", type=argument(_discovery_address),
         help="where only the discovery service is; it is on every --listen address too")  # fmt: skip
-    add("--nqn", type=_argument(parse_nqn), help="name of the subsystem (default: made from the disk's UUID)")
-    add("--allow-host", metavar="NQN", action="append", type=_argument(parse_nqn),
+    add("--nqn", type=argument(parse_nqn), help="name of the subsystem (default: made from the disk's UUID)")
+    add("--allow-host", metavar="NQN", action="append", type=argument(parse_nqn),
         help="a host that may connect; repeatable (default: any)")  # fmt: skip
-    add("--advertise", metavar="HOST:PORT", action="append", type=_argument(parse_advertised),
+    add("--advertise", metavar="HOST:PORT", action="append", type=argument(parse_advertised),
         help="what the discovery log says instead of --listen; the n-th belongs to the n-th --listen")  # fmt: skip
     add("--congestion", metavar="NAME", help="TCP congestion control of all connections (default: the system's)")
     add("--loop", choices=("uvloop", "asyncio"), default="uvloop", help="event loop (default: uvloop)")
     add("--json", action="store_true", help="one line of JSON instead of READY and nvme connect lines")
+    add_key_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal comes. Raises whatever keeps the target from serving or from ending well."""
     config = config_of(args)
+    key = key_of(args) if args.pool is not None else None
+    keys = {} if key is None else {config.pools[0].name: key}
     with asyncio.Runner(loop_factory=_loop_factory(args.loop)) as runner:
-        runner.run(serve(config, as_json=args.json))
+        runner.run(serve(config, as_json=args.json, keys=keys))
     return 0
 
 
@@ -118,8 +132,7 @@ def config_of(args: argparse.Namespace) -> TargetConfig:
                 name = "DISK" if flag == "disk" else "--" + flag.replace("_", "-")
                 raise UsageError(f"{name}: got it together with --config, wanted one of them")
         return load_config(args.config)
-    if not args.disk:
-        raise UsageError("got neither DISK nor --config, wanted one of them (see nvmeof serve --help)")
+    subsystem, pools = _served(args)
     addresses = args.listen or [(ListenerConfig.host, ListenerConfig.port)]
     advertised: list[tuple[str, int] | None] = list(args.advertise or ())
     if len(advertised) > len(addresses):
@@ -135,24 +148,45 @@ def config_of(args: argparse.Namespace) -> TargetConfig:
         ListenerConfig(host, port, discovery_only=True, congestion=args.congestion)
         for host, port in args.discovery_listen or ()
     ]
-    namespace = NamespaceConfig(Path(args.disk), size=args.size, block_size=args.block_size)
+    return TargetConfig((subsystem,), tuple(listeners), pools)
+
+
+def _served(args: argparse.Namespace) -> tuple[SubsystemConfig, tuple[PoolConfig, ...]]:
     allowed = None if args.allow_host is None else tuple(args.allow_host)
-    return TargetConfig((SubsystemConfig((namespace,), nqn=args.nqn or "", allowed_hosts=allowed),), tuple(listeners))
+    if args.pool:
+        if args.disk or args.block_size is not None:
+            name = "DISK" if args.disk else "--block-size"
+            raise UsageError(f"{name}: got it together with --pool, wanted one of them")
+        pool = PoolConfig(args.pool, Path(args.pool))
+        return SubsystemConfig((), nqn=args.nqn or "", allowed_hosts=allowed, pool=pool.name, size=args.size), (pool,)
+    if not args.disk:
+        raise UsageError("got neither DISK nor --pool nor --config, wanted one of them (see nvmeof serve --help)")
+    if has_key(args):
+        raise UsageError("got a key without --pool, wanted it only for a pool")
+    namespace = NamespaceConfig(Path(args.disk), size=args.size, block_size=args.block_size)
+    return SubsystemConfig((namespace,), nqn=args.nqn or "", allowed_hosts=allowed), ()
 
 
-async def serve(config: TargetConfig, *, as_json: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. Raises TransportError, UsageError, WriteFault."""
+async def serve(config: TargetConfig, *, as_json: bool = False, keys: Mapping[str, Key] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. ``keys`` are of pools, by name.
+
+    Raises TransportError, UsageError, OSError, WriteFault.
+    """
     from nvmeof.target.server import Target
 
     raise_limit()
     asyncio.get_running_loop().set_exception_handler(ExhaustionHandler())
     first, second = asyncio.Event(), asyncio.Event()
     with _signals(first, second):
-        async with Target() as target:
+        async with contextlib.AsyncExitStack() as stack:
+            pools = {each.name: await stack.enter_async_context(served(each, keys or {})) for each in config.pools}
+            target = await stack.enter_async_context(Target())
             for wanted in config.subsystems:
-                await add_subsystem(target, wanted)
+                await add_subsystem(target, wanted, pools)
             for each in config.listeners:
                 await _listen(target, each)
+            for pool in pools.values():
+                await stack.enter_async_context(pool.control)
             # What was loaded by now stays: the collector need not look at it again (2 % of a core under 4 KiB reads).
             gc.collect()
             gc.freeze()
@@ -162,22 +196,30 @@ async def serve(config: TargetConfig, *, as_json: bool = False) -> None:
             await _until(target.drain(), second)
 
 
-async def add_subsystem(target: Target, wanted: SubsystemConfig) -> Subsystem:
+async def add_subsystem(
+    target: Target, wanted: SubsystemConfig, pools: Mapping[str, ServedPool] = MappingProxyType({})
+) -> Subsystem:
     """Open the volumes and serve them. Raises UsageError."""
     from nvmeof.target.subsystem import Subsystem
 
     async with contextlib.AsyncExitStack() as opened:
-        volumes = [await _open(each, opened) for each in wanted.namespaces]
+        volumes = [await _open(each, pools, opened) for each in wanted.namespaces]
+        uuid = volumes[0].uuid if volumes else pools[wanted.pool].uuid
         subsystem = Subsystem(
-            wanted.nqn or f"{UUID_NQN_PREFIX}{volumes[0].uuid}",
+            wanted.nqn or f"{UUID_NQN_PREFIX}{uuid}",
             serial=wanted.serial,
             model=wanted.model,
             allowed_hosts=wanted.allowed_hosts,
         )
         target.add_subsystem(subsystem)
         for each, volume in zip(wanted.namespaces, volumes, strict=True):
-            subsystem.add_namespace(volume, each.nsid)
+            if each.pool:
+                pools[each.pool].show(each, volume, subsystem)
+            else:
+                subsystem.add_namespace(volume, each.nsid)
         opened.pop_all()
+    if wanted.pool:
+        await pools[wanted.pool].show_all(subsystem, wanted.size)
     return subsystem
 
 
@@ -194,10 +236,12 @@ async def _listen(target: Target, wanted: ListenerConfig) -> None:
         raise UsageError(f"{wanted.where}: {error}" if wanted.where else str(error)) from error
 
 
-async def _open(wanted: NamespaceConfig, opened: contextlib.AsyncExitStack) -> Volume:
+async def _open(wanted: NamespaceConfig, pools: Mapping[str, ServedPool], opened: contextlib.AsyncExitStack) -> Volume:
     from nvmeof.engine.file_volume import FileVolume
 
     try:
+        if wanted.pool:
+            return await pools[wanted.pool].volume(wanted)
         volume = await FileVolume.open(wanted.path, wanted.size, wanted.block_size)
     except UsageError as error:
         raise UsageError(f"{wanted.where}: {error}" if wanted.where else str(error)) from error
@@ -297,18 +341,6 @@ def _address_for_hosts(listener: Listener) -> tuple[str, int]:
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
-
-
-def _argument(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """For ``type=``: argparse shows the text of this exception only."""
-
-    def parsed(text: str) -> T:
-        try:
-            return parse(text)
-        except UsageError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parsed
 
 
 def _discovery_address(text: str) -> tuple[str, int]:

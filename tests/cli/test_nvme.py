@@ -165,6 +165,23 @@ def test_other_logs(good: Run, live_target: LiveTarget) -> None:
         assert good(name, url).text
 
 
+def test_incarnation_log(good: Run, live_target: LiveTarget) -> None:
+    url = live_target.subsystem_url
+    found = good("incarnation-log", url, "-o", "json").record["incarnations"]
+    assert list(found) == ["0x1"]
+    assert len(bytes.fromhex(found["0x1"])) == 16
+    assert good("incarnation-log", url, "-n", "1", "-o", "json").record["incarnations"] == found
+    assert good("incarnation-log", url).text == f"Incarnations for device:{url}\n0x1       : {found['0x1']}\n"
+    page = good("get-log", url, "-i", "0xc0", "-l", "512", "-o", "binary").out
+    assert page[:16] == b"nvmeof incarnate"
+    assert page[64:80].hex() == found["0x1"]
+    assert good("incarnation-log", url, "-o", "binary").out == page[:96]
+
+
+def test_an_incarnation_log_that_is_not_there(run: Run, live_target: LiveTarget) -> None:
+    assert run("incarnation-log", live_target.subsystem_url, "-n", "2").code == 3
+
+
 def test_get_log(good: Run, live_target: LiveTarget) -> None:
     url = live_target.subsystem_url
     whole = good("get-log", url, "-i", "3", "-l", "512", "-o", "binary").out

@@ -74,7 +74,7 @@ def test_everything() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "got neither DISK nor --config"),
+        ([], "got neither DISK nor --pool nor --config"),
         (["a", "--config", "b"], "DISK: got it together with --config"),
         (["--config", "b", "--nqn", NQN], "--nqn: got it together with --config"),
         (["--config", "b", "--block-size", "512"], "--block-size: got it together with --config"),

@@ -1,0 +1,69 @@
+"""``nvmeof pool rotate-key`` and ``export-keys``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import os
+import sys
+from pathlib import Path
+
+import uvloop
+
+from nvmeof.cli.pool_ask import ask
+from nvmeof.cli.pool_keys import key_of, make_key_file
+from nvmeof.cli.pool_operations import Answer, Arguments
+from nvmeof.errors import UsageError
+
+STANDARD_OUTPUT = "-"
+
+
+def rotate_key(args: argparse.Namespace) -> int:
+    """Lock the pool with another key."""
+    key = key_of(args, new=True, twice=True)
+    if key is None:
+        raise UsageError(
+            "got no new key, wanted --new-key-file, --new-passphrase, --new-passphrase-file or --new-key-command"
+        )
+    # A key file that was made stays whatever happens: the pool may be locked with it by then.
+    made = make_key_file(key, args.directory)
+    answer = _ask(args, "rotate-key", {"kind": key[0], "value": key[1]})
+    for path in answer["retired"]:
+        print(f"nvmeof: warning: {path}: was a member, and the old key opens what is left on it", file=sys.stderr)
+    if args.json:
+        print(json.dumps(answer, indent=2))
+    else:
+        print(f"the pool is locked with the new key now{f', made in {key[1]}' if made else ''}")
+    return 0
+
+
+def export_keys(args: argparse.Namespace) -> int:
+    """Save the key table."""
+    if args.file != STANDARD_OUTPUT and os.path.lexists(args.file):
+        raise UsageError(f"{args.file}: exists already; want the name of a new file")
+    content = base64.b64decode(_ask(args, "export-keys", {})["keys"])
+    if args.file == STANDARD_OUTPUT:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+        return 0
+    _save(Path(args.file), content)
+    if args.json:
+        print(json.dumps({"file": args.file, "bytes": len(content)}, indent=2))
+    else:
+        print(f"{args.file}: {len(content)} bytes, still wrapped with the pool's key")
+    return 0
+
+
+def _ask(args: argparse.Namespace, name: str, arguments: Arguments) -> Answer:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(ask(args, name, lambda served: arguments))
+
+
+def _save(path: Path, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(fd)
