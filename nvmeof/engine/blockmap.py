@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from nvmeof.engine.layout import PAGE, SEGMENT_MASK, SEGMENT_SHIFT, UNCORRECTABLE
 from nvmeof.engine.segments import Segments
+from nvmeof.errors import UsageError
 
 PAGE_ENTRIES = PAGE // 8
 PAGE_ENTRIES_SHIFT = PAGE_ENTRIES.bit_length() - 1
@@ -38,7 +39,7 @@ class BlockMap:
         """Map pages that a commit took and has not put into the table yet."""
         self.dirty_chunks: set[int] = set()
         self._segments = segments
-        self._allocate(blocks)
+        self._use(_memory_for(blocks))
         self.table = array("Q", bytes(8 * self.pages))
         self.chunks = array("Q", bytes(8 * self.chunk_count))
 
@@ -52,11 +53,10 @@ class BlockMap:
         """Map table chunks."""
         return -(-self.pages // CHUNK_ENTRIES)
 
-    def _allocate(self, blocks: int) -> None:
-        pages = max(1, -(-blocks // PAGE_ENTRIES))
-        self._memory = mmap.mmap(-1, pages * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.entries = memoryview(self._memory).cast("Q")
-        self._array: Entries = np.frombuffer(self._memory, np.uint64)
+    def _use(self, memory: mmap.mmap) -> None:
+        self._memory = memory
+        self.entries = memoryview(memory).cast("Q")
+        self._array: Entries = np.frombuffer(memory, np.uint64)
 
     def set_block(self, block: int, entry: int) -> None:
         """Point one block at ``entry``, 0 for nothing."""
@@ -155,13 +155,14 @@ class BlockMap:
         return bool((plain >> _LIVE_SHIFT < segments).all())
 
     def resize(self, blocks: int) -> list[int]:
-        """Grow or shrink. Returns the entries of map pages and chunks that are no more."""
+        """Grow or shrink. Returns the entries of map pages and chunks that are no more. Raises UsageError."""
+        memory = _memory_for(blocks)
         if blocks < self.blocks:
             self.fill(blocks, self.blocks - blocks, 0)
         old, present = self._array, self._present()
         old_table, old_chunks = self.table, self.chunks
         self.blocks = blocks
-        self._allocate(blocks)
+        self._use(memory)
         for page in present:
             if page < self.pages:
                 at = page * PAGE_ENTRIES
@@ -199,6 +200,22 @@ class BlockMap:
             numbers, counts = np.unique(plain >> _LIVE_SHIFT, return_counts=True)
             for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
                 live[number] += sign * count
+
+
+def _memory_for(blocks: int) -> mmap.mmap:
+    """Zeros, of which only those written to take memory."""
+    pages = max(1, -(-blocks // PAGE_ENTRIES))
+    try:
+        return mmap.mmap(-1, pages * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError, ValueError) as error:
+        raise UsageError(
+            f"a map of {blocks} blocks is {pages * PAGE} bytes, more than this machine's memory could hold"
+        ) from error
+
+
+def chunks_for(size: int) -> int:
+    """Map table chunks of a namespace of ``size`` bytes."""
+    return -(-size // (PAGE * PAGE_ENTRIES * CHUNK_ENTRIES))
 
 
 def _resized(old: array[int], count: int) -> array[int]:

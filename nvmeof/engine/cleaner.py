@@ -78,6 +78,8 @@ class Cleaner:
         segments, log = self.pool.segments, self.pool.log
         budget = 1.0
         for number in self._victims():
+            if not segments.generation[number] or number in log.busy_segments:  # a commit freed it meanwhile
+                continue
             share = segments.utilization(number)
             if share > GAIN_MIN or (budget < share and budget < 1.0):
                 break
@@ -120,6 +122,10 @@ class Cleaner:
             for place in segments.stripes(number):
                 if not segments.live[number] and not segments.meta[number]:
                     break
+                while self.pool.log.is_in_flight(place):
+                    if self.pool.log.fault:
+                        return False
+                    await asyncio.sleep(0)
                 outcome = await reader.check_stripe(place)
                 if outcome.lost:
                     continue

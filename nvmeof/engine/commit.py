@@ -47,7 +47,9 @@ class Committer:
         pool.log.appended = 0
         busy = pool.log.busy_segments
         idle = {number for number in range(segments.count) if segments.idle(number) and number not in busy}
-        dirty = [(each, number, each.map.page_bytes(number)) for each in pool.volumes() for number in each.map.take_dirty()]
+        dirty = [
+            (each, number, each.map.page_bytes(number)) for each in pool.volumes() for number in each.map.take_dirty()
+        ]
         for at in range(0, len(dirty), _BATCH):
             await self._put_pages(dirty[at : at + _BATCH])
         for volume in pool.volumes():
@@ -141,7 +143,7 @@ def decode_root(content: bytes) -> tuple[list[tuple[NamespaceInfo, list[int]]], 
     try:
         fields = json.loads(content)
         namespaces = [_namespace(each) for each in fields["namespaces"]]
-        segments = [int(entry) for entry in fields["segments"]]
+        segments = [_checked(entry) for entry in fields["segments"]]
         return namespaces, segments, _integer(fields, "next", 1, 1 << 32)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadRootError(f"the root makes no sense: {error!r}") from error
@@ -152,7 +154,7 @@ def _namespace(fields: dict[str, Any]) -> tuple[NamespaceInfo, list[int]]:
         identifier=_integer(fields, "id", 1, 1 << 32),
         nsid=_integer(fields, "nsid", 1, 1 << 32),
         uuid=UUID(fields["uuid"]),
-        size=_integer(fields, "size", 1, 1 << 60),
+        size=_integer(fields, "size", 1, 1 << 50),
         block_size=_one_of(fields, "block_size", (512, 4096).__contains__),
         codec=str(fields["codec"]),
         level=_integer(fields, "level", -100, 100),

@@ -13,6 +13,7 @@ from nvmeof.engine.layout import (
     KEYS_BYTES,
     NONE32,
     PAGE,
+    RECORD_RAW_MAX,
     RING_OFFSET,
     RING_SLOTS,
     SEGMENTS_MAX,
@@ -83,11 +84,19 @@ def geometry_for(
 
 
 def capacity(geometry: Geometry) -> int:
-    """Bytes of incompressible data, in whole records, that namespaces of a pool may hold together."""
+    """Bytes of incompressible data that namespaces of a pool may hold together, however large its records."""
     reserved = POOL_RESERVE_SEGMENTS[0] + 3 + geometry.segments // MAP_SHARE
     stream = stream_units(geometry.data, geometry.segment_pages) * 64
-    usable = max(0, geometry.segments - reserved) * stream
-    return usable * 94 // 100 // PAGE * PAGE
+    usable = max(0, geometry.segments - reserved) * min(stream * 94 // 100, _largest_records(geometry) * RECORD_RAW_MAX)
+    return usable // PAGE * PAGE
+
+
+def _largest_records(geometry: Geometry) -> int:
+    """Records of 128 KiB that fit a segment: none is across two stripes."""
+    strip_pages = geometry.strip_bytes_max // PAGE
+    whole, rest = divmod(geometry.segment_pages, strip_pages)
+    in_last = stream_units(geometry.data, rest) // UNITS_MAX if rest else 0
+    return whole * (stream_units(geometry.data, strip_pages) // UNITS_MAX) + in_last
 
 
 def member_bytes_for(members: int, size: int, *, raid: str = "raid6") -> int:
@@ -103,6 +112,10 @@ def member_bytes_for(members: int, size: int, *, raid: str = "raid6") -> int:
         short = size - capacity(geometry)
         if short <= 0:
             return needed
+        if geometry.segments == SEGMENTS_MAX:
+            raise UsageError(
+                f"size {size}: more than {capacity(geometry)} bytes do not fit a pool of {members} members"
+            )
         segments += max(1, short // (data * segment_bytes))
 
 

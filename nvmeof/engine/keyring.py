@@ -23,14 +23,14 @@ class Keyring:
         self.generation = generation
 
     @classmethod
-    def load(cls, geometry: Geometry, disks: Sequence[Disk | None], source: KeySource) -> Self:
-        """The newest table that ``source`` opens. Raises UsageError."""
-        found: dict[int, KeyTable] = {}
-        for disk in disks:
-            for content in [] if disk is None else read_keys(disk, geometry):
-                decoded = KeyTable.decode(content)
-                if decoded is not None:
-                    found[decoded[0]] = decoded[1]
+    def load(
+        cls, geometry: Geometry, disks: Sequence[Disk | None], stale: Sequence[Disk | None], source: KeySource
+    ) -> Self:
+        """The newest table that ``source`` opens. Raises UsageError.
+
+        Those on the disks that are ``stale`` count only if there is no other: they may be older than a rotation.
+        """
+        found = cls._tables(geometry, disks) or cls._tables(geometry, stale)
         if not found:
             raise UsageError("no member has a key table that verifies; restore an export of it")
         refused: UsageError | None = None
@@ -44,6 +44,12 @@ class Keyring:
         assert refused is not None
         raise refused
 
+    @staticmethod
+    def _tables(geometry: Geometry, disks: Sequence[Disk | None]) -> dict[int, KeyTable]:
+        """Those that verify, by generation."""
+        contents = [content for disk in disks if disk is not None for content in read_keys(disk, geometry)]
+        return dict(decoded for decoded in map(KeyTable.decode, contents) if decoded is not None)
+
     def key(self, key_id: int) -> DataKey:
         """Raises UsageError."""
         return self.table.key(key_id)
@@ -55,6 +61,11 @@ class Keyring:
         key_id = next(free, None) or next((number for number in range(1, KEY_ID_MAX + 1) if number not in used), 0)
         self.table.add(key_id, new_data_key())
         return key_id
+
+    def is_everywhere(self, disks: Sequence[Disk | None]) -> bool:
+        """Whether every copy on ``disks`` is this table; a crash may have left older ones, under an older key."""
+        contents = [content for disk in disks if disk is not None for content in read_keys(disk, self.geometry)]
+        return all(decoded is not None and decoded[0] == self.generation for decoded in map(KeyTable.decode, contents))
 
     def save(self, disks: Sequence[Disk | None]) -> list[tuple[int, OSError]]:
         """Write the table to both ends of ``disks``, by role, each end synced before the next. Returns who failed."""

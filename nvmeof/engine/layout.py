@@ -24,6 +24,8 @@ RING_OFFSET = 64 << 10
 RING_SLOTS = 8
 ROLE_SPARE = 0xFFFFFFFF
 NONE32 = 0xFFFFFFFF
+COUNT_MAX = 0xFFFFFFFFFFFFFFFF
+"""Where counters in the superblock stay."""
 EPOCH_SHIFT = 40
 
 ByteView = bytes | bytearray | memoryview

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from enum import IntEnum
+from time import perf_counter
 
 from nvmeof.codec.checksum import xxh3_64
 from nvmeof.engine.disk import Disk
@@ -31,11 +32,18 @@ from nvmeof.engine.layout import (
 from nvmeof.engine.layout import LENGTH_SHIFT as UNITS_SHIFT
 from nvmeof.engine.member import Member
 from nvmeof.engine.parity import Parity
-from nvmeof.engine.record import MOVED, TWEAK, Sealed, Sealer
-from nvmeof.engine.segments import Segments
+from nvmeof.engine.record import MOVED, TWEAK, Packed, Sealed, Sealer
+from nvmeof.engine.segments import Segments, StripePlace
 from nvmeof.engine.stripe import Parities, Stripe, new_memory, write_stripe
 from nvmeof.errors import WriteFault
-from nvmeof.limits import POOL_RESERVE_SEGMENTS, POOL_STRIPES_IN_FLIGHT_MAX
+from nvmeof.limits import (
+    POOL_PACKERS,
+    POOL_RESERVE_SEGMENTS,
+    POOL_STRIPES_IN_FLIGHT_MAX,
+    POOL_STRIPES_OFF_LOOP,
+    WRITE_STALL_SECONDS,
+    WRITE_STALL_THREAD_SECONDS,
+)
 
 DATA = int(Kind.DATA)
 _PAD = bytes(UNIT)
@@ -47,6 +55,11 @@ class Level(IntEnum):
     USER = 0
     CLEANER = 1
     COMMIT = 2
+
+
+_LEAST = (POOL_RESERVE_SEGMENTS[Level.USER], 1, 0)
+"""Free segments, by level, with which one may go on in a segment. What a commit left of its segment, or has of its
+stripe, is not for users, and for the cleaner while the next commit has another."""
 
 
 class Log:
@@ -87,12 +100,20 @@ class Log:
         self._flushing: asyncio.Task[None] | None = None
         self._next_flush: asyncio.Future[None] | None = None
         self._room = asyncio.Event()
+        self.packing = asyncio.Semaphore(POOL_PACKERS)
+        """Held while a write is packed in a thread."""
+        self._off_loop = 0
+        """Stripes that must be quick in threads before they are written on the loop again."""
 
     # -- append
 
     def append_data(self, sealer: Sealer, data: memoryview, namespace: int, first: int, count: int) -> int:
-        """Seal ``count`` blocks where they will lie. The entry, or 0 for no room now."""
-        codec, planes, packed = sealer.pack(data)
+        """Pack and seal ``count`` blocks where they will lie. The entry, or 0 for no room now."""
+        return self.append_packed(sealer, sealer.pack(data), namespace, first, count)
+
+    def append_packed(self, sealer: Sealer, content: Packed, namespace: int, first: int, count: int) -> int:
+        """Seal ``count`` blocks, packed already, where they will lie. The entry, or 0 for no room now."""
+        codec, planes, packed = content
         length = len(packed)
         stored = length if length >= STORED_MIN else STORED_MIN
         units = (UNIT + stored + UNIT - 1) >> UNIT_SHIFT
@@ -157,20 +178,23 @@ class Log:
     def _with_room(self, units: int, level: Level) -> Stripe | None:
         stripe = self.stripe
         if stripe is not None:
+            if stripe.level > level:
+                if len(self.segments.free) < _LEAST[level]:
+                    self.starved = True
+                    return None
+                stripe.level = level
             if stripe.used + units <= stripe.room:
                 return stripe
             if len(self._writes) >= POOL_STRIPES_IN_FLIGHT_MAX:
                 self.starved = False
                 return None
             self.close_stripe()
-        if self.fault:
-            raise WriteFault(self.fault)
         return self._open_stripe(units, level)
 
     def has_room(self, nbytes: int) -> bool:
         """Whether records of ``nbytes`` of data can certainly be appended by a user now."""
         stripe = self.stripe
-        left = 0 if stripe is None else (stripe.room - stripe.used) << UNIT_SHIFT
+        left = 0 if stripe is None or stripe.level else (stripe.room - stripe.used) << UNIT_SHIFT
         need = nbytes + nbytes // 32
         if need <= left:
             return True
@@ -182,12 +206,13 @@ class Log:
         )
 
     def _open_stripe(self, units: int, level: Level) -> Stripe | None:
+        if self.fault:
+            raise WriteFault(self.fault)
         geometry, segments = self.geometry, self.segments
         pages = min(geometry.strip_bytes_max >> 12, geometry.segment_pages - self.page)
         full = self.segment == NONE32 or pages <= 0 or stream_units(geometry.data, pages) < units
-        # What a commit left of its segment is not for users, and for the cleaner while the next commit has another.
-        least = POOL_RESERVE_SEGMENTS[level] + 1 if full else (POOL_RESERVE_SEGMENTS[Level.USER], 1, 0)[level]
-        if len(segments.free) < least:
+        least = POOL_RESERVE_SEGMENTS[level] + 1 if full else _LEAST[level]
+        if len(segments.free) < least + (full and self.next_segment == NONE32):
             self.starved = True
             return None
         if full:
@@ -198,6 +223,7 @@ class Log:
             geometry, sequence=self.sequence, segment=self.segment, next_segment=self.next_segment, page=self.page,
             first=segments.starts[self.segment][-1],
         )  # fmt: skip
+        stripe.level = next(each for each in Level if len(segments.free) >= _LEAST[each])
         self.stripe = stripe
         self.resident.setdefault(self.segment, []).append(stripe)
         return stripe
@@ -223,6 +249,8 @@ class Log:
 
     def begin_head(self) -> tuple[int, int, int]:
         """Close the open stripe and open the next: sequence, segment and page of that. Raises WriteFault."""
+        if self.fault:
+            raise WriteFault(self.fault)
         self.close_stripe()
         stripe = self._open_stripe(UNITS_MAX, Level.COMMIT)
         if stripe is None:
@@ -244,19 +272,23 @@ class Log:
         stripe.flushed = self.flushed & NONE32
         pages = stripe.cut(self.geometry)
         self.segments.add_stripe(stripe.segment, pages)
+        self.segments.filled[stripe.segment] += stripe.used
         self.page += pages
         self.sequence += 1
         task = asyncio.get_running_loop().create_task(self._write(stripe, pages))
         self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
+        task.add_done_callback(self._written)
+
+    def _written(self, task: asyncio.Task[None]) -> None:
+        """Those who wait for room are woken when the count says that there is some, and not before."""
+        self._writes.discard(task)
+        self._room.set()
 
     async def _write(self, stripe: Stripe, pages: int) -> None:
         out = self._spare_parities.pop() if self._spare_parities else Parities.new(self.geometry)
         disks = self.disks()
         try:
-            failed = await self.executor.run(
-                write_stripe, self.geometry, self._parity, stripe, pages, disks, out
-            )  # fmt: skip
+            failed = await self._write_strips(stripe, pages, disks, out)
         except Exception as error:  # the data is not on media: nothing may be promised any more
             self.fail(f"a stripe could not be written: {error!r}")
             raise
@@ -266,7 +298,20 @@ class Log:
         self._spare_parities.append(out)
         if not self.fault:
             self._retire(stripe)
-        self._room.set()
+
+    async def _write_strips(
+        self, stripe: Stripe, pages: int, disks: Sequence[Disk | None], out: Parities
+    ) -> list[tuple[int, OSError]]:
+        """On the loop while the page cache takes them at once, else in a thread."""
+        arguments = self.geometry, self._parity, stripe, pages, disks, out
+        if not self._off_loop:
+            failed, seconds = _write_timed(*arguments)
+            self._off_loop = POOL_STRIPES_OFF_LOOP if seconds > WRITE_STALL_SECONDS else 0
+            return failed
+        failed, seconds = await self.executor.run(_write_timed, *arguments)
+        slow = seconds > WRITE_STALL_THREAD_SECONDS
+        self._off_loop = POOL_STRIPES_OFF_LOOP if slow else max(0, self._off_loop - 1)
+        return failed
 
     def _retire(self, stripe: Stripe) -> None:
         stripes = self.resident[stripe.segment]
@@ -278,6 +323,10 @@ class Log:
     def disks(self) -> list[Disk | None]:
         """By role, the disks that new stripes go to."""
         return [member.disk if member.writable else None for member in self.members[: self.geometry.width]]
+
+    def is_in_flight(self, place: StripePlace) -> bool:
+        """Whether a stripe is still being written: what is on the members is no measure of it yet."""
+        return any(stripe.sequence == place.sequence for stripe in self.resident.get(place.segment, ()))
 
     async def wait_room(self) -> None:
         """Wait until a stripe in flight has been written. Raises WriteFault."""
@@ -380,10 +429,20 @@ class Log:
             self.fail(f"{len(lost)} of {width} members are lost, {self.geometry.parity} may be: {reasons}")
 
     def fail(self, why: str) -> None:
-        """Write nothing any more."""
+        """Write nothing any more, and take nothing into the open stripe; what it holds can be read."""
         if not self.fault:
             self.fault = why
+            self.stripe = None
         self._room.set()
+
+
+def _write_timed(
+    geometry: Geometry, parity: Parity, stripe: Stripe, pages: int, disks: Sequence[Disk | None], out: Parities
+) -> tuple[list[tuple[int, OSError]], float]:
+    """:func:`write_stripe`, and the seconds it took."""
+    started = perf_counter()
+    failed = write_stripe(geometry, parity, stripe, pages, disks, out)
+    return failed, perf_counter() - started
 
 
 def record_view(stripes: Sequence[Stripe], unit: int, units: int) -> ByteView | None:

@@ -7,6 +7,7 @@ from typing import Self
 from nvmeof.engine.disk import Disk
 from nvmeof.engine.layout import (
     AREA_BYTES,
+    COUNT_MAX,
     FORMAT_VERSION,
     KEYS_BYTES,
     KEYS_OFFSET,
@@ -56,7 +57,7 @@ class Member:
 
     def entry(self) -> MemberEntry:
         """Its line in the superblock."""
-        return MemberEntry(self.identity, self.state, self.cursor, self.errors)
+        return MemberEntry(self.identity, self.state, self.cursor, min(self.errors, COUNT_MAX))
 
     def adopt(self, entry: MemberEntry) -> Self:
         """Take state, cursor and errors from the superblock."""
@@ -80,10 +81,13 @@ def area_offset(geometry: Geometry, end: int) -> int:
     return 0 if end == HEAD else geometry.member_bytes - AREA_BYTES
 
 
-def read_label(disk: Disk, name: str) -> Label | None:
-    """The label of either end, None when neither verifies. Raises UsageError for a newer format version."""
+def read_label(disk: Disk, name: str, member_bytes: int = 0) -> Label | None:
+    """The label of either end, None when neither verifies. Raises UsageError for a newer format version.
+
+    ``member_bytes``: what a pool's members have, where that is known; else the disk's size.
+    """
     try:
-        offsets = (0, disk.size() - AREA_BYTES)
+        offsets = (0, (member_bytes or disk.size()) - AREA_BYTES)
     except OSError:
         return None
     newer = 0

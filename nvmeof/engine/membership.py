@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from nvmeof.engine.creation import wipe_area
 from nvmeof.engine.disk import Disk
-from nvmeof.engine.layout import ROLE_SPARE, Label, MemberState
+from nvmeof.engine.layout import MEMBERS_MAX, ROLE_SPARE, Label, MemberState
 from nvmeof.engine.member import HEAD, TAIL, Member, disk_name, read_label, write_keys, write_label
 from nvmeof.errors import UsageError
 
@@ -53,6 +53,7 @@ class Membership:
                 each.cursor = 0
         if self.pool.walks.walk is not None:
             self.pool.walks.walk.stopped = True
+        self.pool.log.must_persist = True  # no flush is answered before the superblock says who is counted upon
         self.pool.log.check_members()
         await self.pool.log.flush()
         if self.pool.keyring is not None:
@@ -83,6 +84,8 @@ class Membership:
     async def add_spare(self, disk: Disk) -> None:
         """Keep ``disk`` for the first member that goes out, and own it. Raises UsageError, WriteFault, OSError."""
         async with self.pool.admin:
+            if len(self.pool.members) + len(self.pool.spares) >= MEMBERS_MAX:
+                raise UsageError(f"the pool has {len(self.pool.spares)} spares: no more members fit its superblock")
             name = disk_name(disk, len(self.pool.spares))
             await self._check_newcomer(disk, name)
             member = Member(disk, secrets.token_bytes(16), name)
@@ -94,14 +97,21 @@ class Membership:
 
     async def take_spares(self) -> None:
         """Put spares in for members that are out, and rebuild."""
-        for role, member in enumerate(self.pool.members):
-            if member.state is MemberState.OUT and self.pool.spares and not self.pool.log.fault:
-                async with self.pool.admin:
+        for role in range(self.pool.geometry.width):
+            if not self._is_out(role) or not self.pool.spares:
+                continue
+            async with self.pool.admin:
+                while self._is_out(role) and self.pool.spares and not self.pool.log.fault:
                     spare = self.pool.spares.pop(0)
                     try:
                         await self.pool.executor.run(self._label, spare, role)
                     except OSError as error:
                         self.pool.background_error = f"{spare.name}: cannot be made a member: {error}"
+                        if spare.disk is not None:
+                            spare.disk.close()
                         continue
                     await self._install(role, spare)
-                self.pool.start_rebuild()
+                    self.pool.start_rebuild()
+
+    def _is_out(self, role: int) -> bool:
+        return self.pool.members[role].state is MemberState.OUT

@@ -35,13 +35,20 @@ from nvmeof.engine.layout import (
 from nvmeof.engine.member import Member, disk_name, read_label, read_superblocks
 from nvmeof.engine.reader import find_header, walk
 from nvmeof.engine.record import BadRecordError, content_of
-from nvmeof.engine.segments import StripePlace
+from nvmeof.engine.segments import TABLE_CHUNK, StripePlace
 from nvmeof.engine.stripe import read_stripe
 from nvmeof.errors import ReadFault, UsageError
 
 if TYPE_CHECKING:
     from nvmeof.engine.pool import Pool
     from nvmeof.engine.pool_volume import PoolVolume
+
+
+EPOCHS_MAX = (1 << 24) - 1
+"""A stripe's sequence has 24 bits for the epoch."""
+
+GENERATIONS_MAX = 1 << 63
+"""Nobody writes so many superblocks; room for more of them is left."""
 
 
 @dataclass
@@ -77,20 +84,19 @@ class Found:
 
 def find(disks: Sequence[Disk]) -> Found:
     """Sort the disks out. Reads only. Raises UsageError, which names the member and what to do."""
-    labelled = []
-    for index, disk in enumerate(disks):
-        name = disk_name(disk, index)
-        label = read_label(disk, name)
-        if label is not None:
-            labelled.append((disk, name, label))
-    if not labelled:
-        raise UsageError("none of the disks has a pool's label; create a pool first (nvmeof pool create)")
+    labelled = _labelled(disks)
     geometry = _agreed(labelled)
     superblocks = [each for disk, _, _ in labelled for each in read_superblocks(disk, geometry)]
     superblocks = [each for each in superblocks if len(each.members) >= geometry.width]
     if not superblocks:
         raise UsageError("no superblock of the pool verifies on any member; it cannot be opened")
-    newest = max(superblocks, key=lambda each: each.generation)
+    newest = max(superblocks, key=lambda each: (each.generation, each.epoch))
+    if newest.epoch >= EPOCHS_MAX:
+        raise UsageError(f"the pool was opened {EPOCHS_MAX} times, which is all it can be; copy it to a new one")
+    if newest.generation >= GENERATIONS_MAX:
+        raise UsageError(f"the superblock's generation {newest.generation} cannot be; it cannot be opened")
+    if len({entry.member for entry in newest.members}) != len(newest.members):
+        raise UsageError("the superblock names a member twice; it cannot be opened")
     by_identity = {label.member: (disk, name) for disk, name, label in labelled}
     members = []
     for number, entry in enumerate(newest.members):
@@ -107,6 +113,26 @@ def find(disks: Sequence[Disk]) -> Found:
     for spare in spares:
         spare.state = MemberState.SPARE
     return Found(geometry, members[:width], spares, newest)
+
+
+def _labelled(disks: Sequence[Disk]) -> list[tuple[Disk, str, Label]]:
+    """The disks that have a label. The second of one larger than its pool's members is where the others' is."""
+    labelled, others = [], []
+    for index, disk in enumerate(disks):
+        name = disk_name(disk, index)
+        label = read_label(disk, name)
+        if label is not None:
+            labelled.append((disk, name, label))
+        else:
+            others.append((disk, name))
+    if not labelled:
+        raise UsageError("none of the disks has a pool's label; create a pool first (nvmeof pool create)")
+    geometry = Counter(label.geometry for _, _, label in labelled).most_common(1)[0][0]
+    for disk, name in others:
+        label = read_label(disk, name, geometry.member_bytes)
+        if label is not None and label.geometry == geometry:
+            labelled.append((disk, name, label))
+    return labelled
 
 
 def _agreed(labelled: Sequence[tuple[Disk, str, Label]]) -> Geometry:
@@ -134,6 +160,13 @@ def _enough(
     geometry: Geometry, members: Sequence[Member], labelled: Sequence[tuple[Disk, str, Label]], newest: Superblock
 ) -> None:
     missing = [member for member in members if member.disk is None]
+    absent = [member for member in members if not member.readable]
+    if len(absent) > geometry.parity >= len(missing):
+        reasons = "; ".join(f"{member.name}: {member.reason or member.state.name.lower()}" for member in absent)
+        raise UsageError(
+            f"{len(absent)} of {geometry.width} members cannot be counted upon, {geometry.parity} may be ({reasons}); "
+            "bring back those that are missing"
+        )
     if len(missing) > geometry.parity:
         known = {entry.member for entry in newest.members}
         strangers = [name for _, name, label in labelled if label.member not in known and label.role != ROLE_SPARE]
@@ -189,6 +222,7 @@ def scan_tail(pool: Pool, superblock: Superblock) -> Tail:
                 raise _lost(place, bad, geometry)
             break
         segments.add_stripe(segment, header.pages)
+        segments.filled[segment] += min(header.used, place.units)
         places.append(place)
         following, page, sequence = header.next_segment, page + header.pages, sequence + 1
     if sequence <= superblock.root_sequence:
@@ -264,8 +298,12 @@ async def load_root(pool: Pool, superblock: Superblock) -> int:
     try:
         content = await _metadata(pool, root, Kind.ROOT, 0, 0)
         namespaces, tables, pool.next_identifier = decode_root(content)
+        if len(tables) != -(-pool.geometry.segments // TABLE_CHUNK):
+            raise BadRootError(f"{len(tables)} segment tables cannot be")
         for number, entry in enumerate(tables):
             content = await _metadata(pool, _entry(entry, pool.geometry), Kind.SEGMENT_TABLE, 0, number)
+            if len(content) != 16 * min(TABLE_CHUNK, pool.geometry.segments - number * TABLE_CHUNK):
+                raise BadRootError("a segment table has another length")
             pool.segments.decode(number, content)
     except (ReadFault, BadRecordError, BadRootError) as error:
         raise UsageError(f"the pool's root is damaged beyond redundancy: {error}; restore a backup") from error
@@ -385,9 +423,14 @@ async def open_into(pool: Pool, superblock: Superblock) -> OpenReport:
     report = OpenReport(clean=superblock.clean)
     if not superblock.clean:
         pool.incarnation = secrets.token_bytes(16)
-    await pool.save_superblock(epoch=pool.epoch, clean=False)
     tail = await pool.executor.run(scan_tail, pool, superblock)
     report.lost_map_pages = await load_root(pool, superblock)
+    if report.lost_map_pages and any(member.disk is None for member in pool.members):
+        raise UsageError(
+            f"{report.lost_map_pages} pages of the map are lost while members are missing; bring those back, or all "
+            "blocks in these pages are lost"
+        )
+    await pool.save_superblock(epoch=pool.epoch, clean=False)
     report.repaired_strips, holding = await roll_forward(pool, tail)
     await _cut(pool, tail)
     report.rolled_forward_stripes = len(tail.places)

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from nvmeof.codec.packer import Packer
 from nvmeof.engine import creation, opening
-from nvmeof.engine.blockmap import BlockMap
+from nvmeof.engine.blockmap import BlockMap, chunks_for
 from nvmeof.engine.cleaner import Cleaner
 from nvmeof.engine.commit import Committer
 from nvmeof.engine.creation import capacity
@@ -22,6 +22,7 @@ from nvmeof.engine.layout import (
     PAGE,
     PAGE_SHIFT,
     UNIT,
+    COUNT_MAX,
     Geometry,
     Kind,
     LabelFlag,
@@ -29,7 +30,7 @@ from nvmeof.engine.layout import (
     stream_units,
 )
 from nvmeof.engine.log import Level, Log
-from nvmeof.engine.member import HEAD, TAIL, write_superblock
+from nvmeof.engine.member import HEAD, TAIL, Member, write_superblock
 from nvmeof.engine.membership import Membership
 from nvmeof.engine.opening import Found, OpenReport, is_encrypted
 from nvmeof.engine.pool_status import PoolStatus, status_of
@@ -44,6 +45,7 @@ from nvmeof.keys.sources import KeySource
 from nvmeof.limits import (
     POOL_COMMIT_BYTES,
     POOL_COMMIT_PAGES_SHARE,
+    POOL_MAP_CHUNKS_MAX,
     POOL_NAMESPACES_MAX,
     POOL_THREADS,
     VOLUME_BLOCK_SIZES,
@@ -97,6 +99,8 @@ class Pool:
         self.walks = Walks(self)
         stream = stream_units(self.geometry.data, self.geometry.segment_pages) * UNIT
         self.dirty_max = max(8, stream // POOL_COMMIT_PAGES_SHARE // (PAGE + UNIT))
+        self.dirty_share = self.dirty_max
+        """Of one namespace: below that nobody need look at the others."""
         self.admin = asyncio.Lock()
         self._saving = asyncio.Lock()
         self._tender: asyncio.Task[None] | None = None
@@ -131,12 +135,14 @@ class Pool:
             if is_encrypted(found.geometry):
                 if keys is None:
                     raise UsageError("the pool is encrypted: give its key file, passphrase or key command")
-                held = [member.disk for member in found.members]
-                keyring = await executor.run(Keyring.load, found.geometry, held, keys)
+                held = [member.disk for member in found.members if member.readable]
+                stale = [member.disk for member in found.members if not member.readable]
+                keyring = await executor.run(Keyring.load, found.geometry, held, stale, keys)
             pool = cls(found, keyring, executor)
             pool.log.check_members()
             pool.opened = await opening.open_into(pool, found.superblock)
             await pool._drop_orphaned_keys()
+            await pool._renew_keys()
         except BaseException:
             executor.close()
             for disk in disks:
@@ -155,7 +161,8 @@ class Pool:
         try:
             await self._stop_jobs()
             for volume in self.volumes():
-                await volume.close()
+                with contextlib.suppress(WriteFault):  # the log's fault, which is raised at the end
+                    await volume.close()
             if not self.log.fault:
                 async with self.admin:
                     await finished(self.committer.commit(clean=True))
@@ -199,6 +206,7 @@ class Pool:
         blocks = BlockMap(-(-info.size >> PAGE_SHIFT), self.segments)
         volume = PoolVolume(self, info, blocks, sealer)
         self.namespaces[info.nsid] = self.by_identifier[info.identifier] = volume
+        self.dirty_share = max(1, self.dirty_max // len(self.namespaces))
         return volume
 
     async def create_namespace(
@@ -210,8 +218,10 @@ class Pool:
         ``nsid`` None: the lowest that is free. ``encrypted`` None: if the pool is.
         """
         async with self.admin:
-            nsid = nsid or next(number for number in range(1, POOL_NAMESPACES_MAX + 2) if number not in self.namespaces)
-            self._check_namespace(nsid, size, block_size)
+            if nsid is None:
+                nsid = next(number for number in range(1, POOL_NAMESPACES_MAX + 2) if number not in self.namespaces)
+            self._check_namespace(nsid, block_size)
+            self._check_size(size)
             Packer(codec, level, planes)
             encrypted = self.keyring is not None if encrypted is None else encrypted
             if encrypted and self.keyring is None:
@@ -221,30 +231,42 @@ class Pool:
                 self.next_identifier, nsid, uuid or uuid4(), size, block_size, codec, level, planes, key_id, write_cache
             )
             self.next_identifier += 1
-            volume = self.attach(info)
+            try:
+                volume = self.attach(info)
+            except UsageError:
+                await self._drop_orphaned_keys()
+                raise
             await finished(self.committer.commit())
             return volume
 
-    def _check_namespace(self, nsid: int, size: int, block_size: int) -> None:
+    def _check_namespace(self, nsid: int, block_size: int) -> None:
         if not 1 <= nsid <= POOL_NAMESPACES_MAX or len(self.namespaces) >= POOL_NAMESPACES_MAX:
             raise UsageError(f"namespace {nsid}: a pool has 1 to {POOL_NAMESPACES_MAX}")
         if nsid in self.namespaces:
             raise UsageError(f"namespace {nsid}: there is one already")
         if block_size not in VOLUME_BLOCK_SIZES:
             raise UsageError(f"block size {block_size}: want one of {VOLUME_BLOCK_SIZES}")
-        if size <= 0 or size % PAGE or size >> 50:
-            raise UsageError(f"size {size}: want a multiple of {PAGE} bytes, below 1 PiB")
+
+    def _check_size(self, size: int, instead_of: int = 0) -> None:
+        """Whether a namespace of ``size`` fits beside the others, in place of one of so many bytes."""
+        if size <= 0 or size % PAGE:
+            raise UsageError(f"size {size}: want a multiple of {PAGE} bytes")
+        others = sum(volume.map.chunk_count for volume in self.volumes()) - chunks_for(instead_of)
+        if others + chunks_for(size) > POOL_MAP_CHUNKS_MAX:
+            left = (POOL_MAP_CHUNKS_MAX - others) << 33
+            raise UsageError(f"size {size}: the namespaces of a pool may be 96 TiB together, which leaves {left} bytes")
 
     async def resize_namespace(self, nsid: int, size: int) -> None:
         """Grow a namespace, or cut it off; what is cut off is gone. Raises UsageError, WriteFault."""
         async with self.admin:
             volume = self._namespace(nsid)
-            if size <= 0 or size % PAGE or size >> 50:
-                raise UsageError(f"size {size}: want a multiple of {PAGE} bytes, below 1 PiB")
-            volume.info.size = size
+            self._check_size(size, volume.info.size)
             for entry in volume.map.resize(size >> PAGE_SHIFT):
                 self.committer.forget(entry)
+            volume.info.size = size
+            volume.visible_size = min(volume.visible_size, size)
             await finished(self.committer.commit())
+            volume.visible_size = size
 
     async def set_namespace(
         self, nsid: int, *, write_cache: bool | None = None, codec: str | None = None, level: int | None = None,
@@ -280,6 +302,7 @@ class Pool:
             for entry in (*volume.map.table, *volume.map.chunks):
                 self.committer.forget(entry)
             del self.namespaces[nsid], self.by_identifier[volume.info.identifier]
+            self.dirty_share = max(1, self.dirty_max // max(1, len(self.namespaces)))
             await finished(self.committer.commit())
             await self._drop_orphaned_keys()
 
@@ -307,13 +330,31 @@ class Pool:
         if orphans:
             await self.save_keys()
 
+    async def _renew_keys(self) -> None:
+        """Write the table over copies of older ones."""
+        held = [*self.log.disks(), *(spare.disk for spare in self.spares)]
+        if self.keyring is not None and not await self.executor.run(self.keyring.is_everywhere, held):
+            await self.save_keys()
+
     async def save_keys(self) -> None:
         """Write the key table to the members; one that fails is out. Raises WriteFault."""
         assert self.keyring is not None
-        disks = self.log.disks()
-        for role, error in await self.executor.run(self.keyring.save, disks):
-            self.log.member_failed(role, disks[role], error, "write")
+        disks, spares = self.log.disks(), list(self.spares)
+        everyone = [*disks, *(spare.disk for spare in spares)]
+        for role, error in await finished(self.executor.run(self.keyring.save, everyone)):
+            if role < len(disks):
+                self.log.member_failed(role, disks[role], error, "write")
+            else:
+                self._drop_spare(spares[role - len(disks)], error)
         await self.log.flush()
+
+    def _drop_spare(self, spare: Member, error: OSError) -> None:
+        """A spare that fails is none."""
+        self.background_error = f"{spare.name}: cannot be a spare any more: {error.strerror or error}"
+        if spare in self.spares:
+            self.spares.remove(spare)
+        if spare.disk is not None:
+            spare.disk.close()
 
     async def rotate_key(self, new: KeySource) -> None:
         """Wrap the data keys by another key; the old one opens the pool no more. Raises UsageError, WriteFault."""
@@ -349,7 +390,7 @@ class Pool:
         return self.superblock._replace(
             generation=self.superblock.generation + 1,
             incarnation=self.incarnation,
-            media_errors=self.media_errors,
+            media_errors=min(self.media_errors, COUNT_MAX),
             scrub_cursor=cursor,
             scrub_stripes=stripes,
             scrub_healed=healed,
@@ -374,10 +415,12 @@ class Pool:
 
     # -- space
 
-    async def make_room_for(self, attempt: Callable[[], int], volume: PoolVolume | None = None) -> None:
+    async def make_room_for(self, attempt: Callable[[], int]) -> None:
         """Try until ``attempt`` is nonzero, making room in between. Raises CapacityError, WriteFault."""
-        while volume is not None and len(volume.map.dirty) > 2 * self.dirty_max:
-            await self.commit()
+        while self.too_dirty:
+            async with self.admin:
+                if self.too_dirty:
+                    await finished(self.committer.commit())
         while not attempt():
             if self.log.starved:
                 try:
@@ -397,10 +440,11 @@ class Pool:
     async def release(self, numbers: Iterable[int]) -> None:
         """Segments that a durable root does not refer to are free, but for those somebody looks at."""
         freed = [number for number in numbers if number not in self.segments.pins]
+        self.segments.retire(freed)
+        self.decoded.clear()
         if self.geometry.flags & LabelFlag.SPARSE and freed:
             await self.executor.run(self._discard, freed)
         self.segments.release(freed)
-        self.decoded.clear()
 
     def _discard(self, numbers: list[int]) -> None:
         """Give the space of segments back to the file systems; where that fails it is only not given back."""
@@ -413,7 +457,12 @@ class Pool:
     @property
     def dirty_pages(self) -> int:
         """Map pages that the next commit writes."""
-        return sum(len(volume.map.dirty) for volume in self.volumes())
+        return sum(len(volume.map.dirty) for volume in self.namespaces.values())
+
+    @property
+    def too_dirty(self) -> bool:
+        """Whether writers must wait for a commit: the reserve has room for so many map pages."""
+        return self.dirty_pages > 2 * self.dirty_max
 
     def consider(self) -> None:
         """Wake the background if there is something to tend to."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from array import array
 from bisect import bisect_right
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import NamedTuple
@@ -37,9 +37,9 @@ from nvmeof.engine.record import BadRecordError, Expected, check
 from nvmeof.engine.segments import Piece, Segments, StripePlace
 from nvmeof.engine.stripe import StripeContent, read_stripe, strip_bytes
 from nvmeof.errors import ReadFault
-from nvmeof.limits import POOL_MEDIA_ERRORS_KEPT
+from nvmeof.limits import POOL_MEDIA_ERRORS_KEPT, POOL_STRIPES_REBUILT_KEPT
 
-HEALTHY = 0
+HEALTHY, REBUILDING = 0, 2
 
 
 class MediaError(NamedTuple):
@@ -81,6 +81,8 @@ class Reader:
         self.sequence = 0
         """Of the stripe that the last :meth:`now` answered from."""
         self._parity = Parity(geometry.data, geometry.parity)
+        self._rebuilt: OrderedDict[int, list[memoryview]] = OrderedDict()
+        """Data payloads of stripes rebuilt last, by sequence: their neighbours are often read next."""
         self._scratch = memoryview(bytearray(UNITS_MAX << UNIT_SHIFT))
         self._starts = segments.starts
         self._generation = segments.generation
@@ -206,8 +208,17 @@ class Reader:
         unit = entry >> UNIT_OFFSET_SHIFT & UNIT_OFFSET_MASK
         units = entry >> LENGTH_SHIFT & LENGTH_MASK
         lo, hi = (unit - place.first) << UNIT_SHIFT, (unit - place.first + units) << UNIT_SHIFT
+        if hi > place.units << UNIT_SHIFT:
+            raise ReadFault(f"its record reaches beyond its stripe (segment {place.segment}, page {place.page})")
+        cached = self._from_rebuilt(place.sequence, lo, hi, expected)
+        if cached is not None:
+            return cached
         found, outcome = await self.executor.run(self._rebuild, place, lo, hi, expected)
         self.account(place, outcome)
+        if not outcome.lost:
+            self._rebuilt[place.sequence] = outcome.payloads[: self._data]
+            while len(self._rebuilt) > POOL_STRIPES_REBUILT_KEPT:
+                self._rebuilt.popitem(last=False)
         if found is None:
             self._note(-1, place, f"a record {why}, and cannot be rebuilt", False)
             raise ReadFault(
@@ -231,6 +242,17 @@ class Reader:
                 continue
         return None, outcome
 
+    def _from_rebuilt(self, sequence: int, lo: int, hi: int, expected: Expected) -> tuple[RecordHeader, bytes] | None:
+        """A record of a stripe that was rebuilt a moment ago. A sequence never means another stripe."""
+        payloads = self._rebuilt.get(sequence)
+        if payloads is None:
+            return None
+        record = _slice(payloads, lo, hi)
+        try:
+            return check(record, expected), record
+        except BadRecordError:
+            return None
+
     def _guesses(self, content: StripeContent) -> Iterator[list[memoryview]]:
         """With more bad strips than parity: each choice of strips to rebuild, the others of them taken as they are."""
         absent = [index for index in content.bad if content.present[index] is None]
@@ -239,6 +261,8 @@ class Reader:
         if spare < 0:
             strips = [strip if strip is not None else memoryview(b"") for strip in content.present]
             length = max(map(len, strips))
+            if not length:
+                return
             yield [strip if len(strip) else memoryview(bytes(length)) for strip in strips]
             return
         for chosen in combinations(damaged, min(spare, len(damaged))):
@@ -247,24 +271,35 @@ class Reader:
 
     # -- whole stripes
 
-    async def check_stripe(self, place: StripePlace, *, heal: bool = True) -> StripeCheck:
-        """Read all strips of a stripe; rebuild and put back those that are bad. Never raises for what it finds."""
-        outcome, _ = await self.executor.run(self._check_stripe, place, heal)
+    async def check_stripe(self, place: StripePlace, *, heal: bool = True, refill: bool = False) -> StripeCheck:
+        """Read all strips of a stripe; rebuild and put back those that are bad. Never raises for what it finds.
+
+        ``refill``: write those of members being rebuilt in any case. After a failed sync what reads well may be in a
+        page cache and nowhere else.
+        """
+        outcome, _ = await self.executor.run(self._check_stripe, place, heal, refill)
         self.account(place, outcome)
         return outcome
 
-    def _check_stripe(self, place: StripePlace, heal: bool) -> tuple[StripeCheck, StripeContent]:
+    def _check_stripe(
+        self, place: StripePlace, heal: bool, refill: bool = False
+    ) -> tuple[StripeCheck, StripeContent]:  # fmt: skip
         content = read_stripe(self.geometry, place, self.disks())
         roles = [(index + place.sequence) % self._width for index in content.bad]
         if len(content.bad) > self.geometry.parity:
             return StripeCheck(roles, [], [], True, [], 0, 0), content
-        if not content.bad:
+        wanted = list(content.bad)
+        if refill:
+            states = [self.members[(index + place.sequence) % self._width].state for index in range(self._width)]
+            wanted += [index for index in range(self._width) if states[index] == REBUILDING and index not in wanted]
+        if not wanted:
             payloads = [payload for payload in content.payloads if payload is not None]
             return StripeCheck([], [], [], False, payloads, content.used, content.next_segment), content
         payloads = [memoryview(payload) for payload in self._parity.recover(content.payloads)]
         healed: list[int] = []
         failed: list[tuple[int, Disk, OSError]] = []
-        for index, role in zip(content.bad, roles, strict=True):
+        for index in wanted:
+            role = (index + place.sequence) % self._width
             member = self.members[role]
             if heal and member.writable and member.disk is not None:
                 strip = strip_bytes(self.geometry, place, index, payloads[index], content)

@@ -43,6 +43,10 @@ class Sealed(NamedTuple):
     payload: ByteView
 
 
+Packed = tuple[int, int, ByteView]
+"""Codec, plane width, and what is left of the data after them."""
+
+
 class Sealer:
     """Seals the data of one namespace. Safe in several threads at once."""
 
@@ -52,7 +56,7 @@ class Sealer:
         self.key = key
         self.flags = ENCRYPTED if key is not None else 0
 
-    def pack(self, data: memoryview) -> tuple[int, int, ByteView]:
+    def pack(self, data: memoryview) -> Packed:
         """Codec, plane width and what is left of ``data`` after them; ``data`` itself where nothing is gained."""
         packed = self.packer.pack(data)
         return (0, 0, data) if packed is None else packed

@@ -50,6 +50,8 @@ class Walk:
         self.progress = progress
         self.report = ScrubReport()
         self.stopped = False
+        self.refill = False
+        """Whether members being rebuilt are written whatever is on them."""
 
     async def run(self, save: Callable[[], None]) -> ScrubReport:
         """Walk to the end. ``save`` notes the cursor in what the next superblock says; it is written now and then."""
@@ -60,6 +62,8 @@ class Walk:
             if pool.segments.generation[self.cursor]:
                 await self._segment(self.cursor)
                 since += 1
+            if self.stopped:  # perhaps within the segment: it is walked again
+                break
             self.cursor += 1
             if self.progress is not None:
                 self.progress(self.cursor, total)
@@ -68,7 +72,7 @@ class Walk:
                 await pool.flush()
                 save()
                 await pool.save_superblock()
-        self.report.finished = not self.stopped
+        self.report.finished = self.cursor >= total
         self.report.seconds = time.monotonic() - started
         return self.report
 
@@ -80,24 +84,19 @@ class Walk:
             index = 0
             while segments.generation[number] and index < len(segments.starts[number]) - 1 and not self.stopped:
                 place = segments.stripe(number, index)
-                while self._resident(place) and not self.pool.log.fault:
+                while self.pool.log.is_in_flight(place) and not self.pool.log.fault:
                     await asyncio.sleep(0)
                 await self._stripe(place)
                 index += 1
         finally:
             segments.unpin([number])
 
-    def _resident(self, place: StripePlace) -> bool:
-        """Whether the stripe is still being written."""
-        stripes = self.pool.log.resident.get(place.segment, ())
-        return any(stripe.sequence == place.sequence for stripe in stripes)
-
     async def _stripe(self, place: StripePlace) -> None:
         if self.pool.log.fault:
             raise WriteFault(self.pool.log.fault)
         began = time.monotonic()
         report, pool = self.report, self.pool
-        outcome = await pool.reader.check_stripe(place)
+        outcome = await pool.reader.check_stripe(place, refill=self.refill)
         report.stripes += 1
         report.healed += len(outcome.healed)
         for role in outcome.bad:
@@ -114,7 +113,9 @@ class Walk:
 
 
 async def scrub(pool: Pool, walk: Walk) -> ScrubReport:
-    """Check everything, from where an unfinished scrub stopped."""
+    """Check everything, from where an unfinished scrub stopped, whose counts go on."""
+    if pool.scrub_state[0] != NONE32:
+        _, walk.report.stripes, walk.report.healed, walk.report.lost = pool.scrub_state
 
     def save() -> None:
         pool.scrub_state = (walk.cursor, walk.report.stripes, walk.report.healed, walk.report.lost)
@@ -131,6 +132,7 @@ async def scrub(pool: Pool, walk: Walk) -> ScrubReport:
 async def rebuild(pool: Pool, walk: Walk) -> ScrubReport:
     """Fill the members that are being rebuilt; at the end of a walk without losses on them they are healthy."""
     wanted = [member for member in pool.members if member.state is MemberState.REBUILDING]
+    walk.refill = True
 
     def save() -> None:
         for member in wanted:
@@ -145,6 +147,9 @@ async def rebuild(pool: Pool, walk: Walk) -> ScrubReport:
     await pool.log.drain()
     pool.log.unsynced = True
     await pool.flush()
+    if walk.stopped:  # a member was put in meanwhile, perhaps one of these again, that went out
+        report.finished = False
+        return report
     for member in wanted:
         if member.state is MemberState.REBUILDING:
             member.state = MemberState.HEALTHY
@@ -179,6 +184,8 @@ class Walks:
         return await self._run_walk(rebuild, min(cursors), rate, progress)
 
     async def _run_walk(self, kind: Any, cursor: int, rate: float | None, progress: Progress | None) -> ScrubReport:
+        if self.pool.closing:
+            raise UsageError("the pool is being closed")
         if self._walking.locked():
             raise UsageError("a scrub or rebuild is running already")
         async with self._walking:
@@ -230,3 +237,5 @@ class Walks:
         if self.walk is not None:
             self.walk.stopped = True
         await asyncio.gather(*self.jobs.values(), return_exceptions=True)
+        async with self._walking:  # one that is nobody's job
+            pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from nvmeof.engine.layout import NONE32, PAGE, UNIT, UNITS_PER_PAGE, Geometry, stream_units
@@ -35,7 +35,10 @@ class Piece(NamedTuple):
 
 
 class Segments:
-    """By segment: ``generation`` (0 free), ``live`` blocks, ``meta`` records referred to, ``references`` ever made."""
+    """By segment: ``generation`` (0 free), ``live`` blocks, ``meta`` records referred to, ``references`` ever made.
+
+    ``filled`` are the units that records took; 0 where nobody knows.
+    """
 
     def __init__(self, geometry: Geometry) -> None:
         count = geometry.segments
@@ -45,6 +48,8 @@ class Segments:
         self.live = array("l", bytes(8 * count))
         self.meta = array("l", bytes(8 * count))
         self.references = array("L", bytes(8 * count))
+        self.filled = array("L", bytes(8 * count))
+        self._stream = stream_units(geometry.data, geometry.segment_pages)
         self.starts: dict[int, array[int]] = {}
         """By segment, the first unit of each stripe, and behind them the end; absent until walked or written."""
         self.pins: Counter[int] = Counter()
@@ -56,21 +61,27 @@ class Segments:
         taken = set(busy)
         self.free = deque(number for number in range(self.count) if not self.generation[number] and number not in taken)
 
-    def release(self, numbers: Iterable[int]) -> None:
-        """Give segments back."""
+    def retire(self, numbers: Iterable[int]) -> None:
+        """Nobody is to look at these any more; :meth:`release` gives them back."""
         for number in numbers:
             self.generation[number] = 0
             self.references[number] = 0
+            self.filled[number] = 0
             self.starts.pop(number, None)
-            self.free.append(number)
+
+    def release(self, numbers: Sequence[int]) -> None:
+        """Give segments back."""
+        self.retire(numbers)
+        self.free.extend(numbers)
 
     def idle(self, number: int) -> bool:
         """Whether nothing is live in a used segment and nobody reads it."""
         return bool(self.generation[number]) and not self.live[number] and number not in self.pins
 
     def utilization(self, number: int) -> float:
-        """Live references over those ever made, 0 to 1."""
-        return (self.live[number] + self.meta[number]) / max(1, self.references[number])
+        """What of a segment would have to be moved, 0 to 1: stripes that were cut short are mostly air."""
+        filled = (self.filled[number] or self._stream) / self._stream
+        return min(1.0, filled) * (self.live[number] + self.meta[number]) / max(1, self.references[number])
 
     def pin(self, numbers: Iterable[int]) -> None:
         """Keep segments from being given away; :meth:`unpin` with the same."""
@@ -90,6 +101,7 @@ class Segments:
         """A segment gets its first stripe."""
         self.generation[number] = sequence
         self.references[number] = 0
+        self.filled[number] = 0
         self.starts[number] = array("I", [0])
 
     def add_stripe(self, number: int, pages: int) -> None:
@@ -139,7 +151,8 @@ class Segments:
             for number in range(first, min(first + TABLE_CHUNK, self.count)):
                 gone = number in freed
                 pairs.append(0 if gone else self.generation[number])
-                pairs.append(0 if gone else self.references[number])
+                filled = min(self.filled[number], NONE32) << 32
+                pairs.append(0 if gone else min(self.references[number], NONE32) | filled)
             chunks.append(pairs.tobytes())
         return chunks
 
@@ -151,6 +164,7 @@ class Segments:
             if number < self.count:
                 self.generation[number] = self.generation[number] or pairs[2 * index]
                 self.references[number] += pairs[2 * index + 1] & NONE32
+                self.filled[number] += pairs[2 * index + 1] >> 32
 
     def next_free(self) -> int:
         """Take a free segment; NONE32 when there is none."""

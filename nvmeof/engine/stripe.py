@@ -41,6 +41,8 @@ class Stripe:
         self.used = 0
         self.room = 0
         self.flushed = 0
+        self.level = 0
+        """Whose records it takes: those of this level and above."""
 
     def begin(
         self, geometry: Geometry, *, sequence: int, segment: int, next_segment: int, page: int, first: int
