@@ -94,11 +94,11 @@ VERIFY_PIECE_BYTES = 1 * MIB
 SIDECAR_BYTES_MAX = 4096
 """A sidecar is 160 bytes; more is some other file."""
 
-POOL_STRIPES_OFF_LOOP = 16
-"""A stripe is written on the loop while the page cache takes it at once (WRITE_STALL_SECONDS). Every call that lets go
-of the interpreter lock costs some 10 us when another thread wants it, and a stripe has 13: 1 MiB writes take 780 us of
-processor on the loop, 1,670 with a thread for it, 2,600 with four. After a stall, so many stripes in a row must be
-quick in threads before they return to the loop."""
+POOL_STRIPES_OFF_LOOP = 4
+"""A stripe is written on the loop, when it is full, while the page cache takes it at once (WRITE_STALL_SECONDS). Every
+call that lets go of the interpreter lock costs some 10 us when another thread wants it, and a stripe has 13. Beside a
+limit of 320 us, 1 MiB writes take 500 us on the loop at once, 580 in a task on the loop, 1,670 with a thread for it and
+2,600 with four. After a stall, so many stripes in a row must be quick in threads before they return to the loop."""
 
 POOL_STRIPES_IN_FLIGHT_MAX = 8
 """Stripes being written at a time, about 1 MiB of data each: enough to keep two threads busy, 12 MiB of memory."""
@@ -140,14 +140,18 @@ POOL_STRIPES_REBUILT_KEPT = 4
 rebuild the whole stripe again."""
 
 POOL_THREADS = 8
-"""Threads of a pool for what waits: syncs, cold reads. Six members that sync at once answer a 4 KiB FUA after 0.8 ms,
-32 of them after 1.2; with four threads 1.0 and 2.2."""
+"""Threads of a pool for what waits: syncs, cold reads. Six members that sync at once answer a 4 KiB FUA after 0.7 ms,
+32 of them together after 1.0 (fdatasync: 0.5); with four threads 1.0 and 2.2."""
 
 POOL_PACKERS = 1
-"""Writes that are packed in threads at a time."""
+"""Writes that are packed in threads at a time. Beside the loop, which encrypts and writes, that makes two: as many as
+there are cores here, and more of them only take the interpreter lock from each other."""
 
 POOL_SCRUB_SAVE_SEGMENTS = 16
 """Segments between two saves of the scrub's or rebuild's place."""
+
+POOL_SCRUB_NAP_SECONDS = 0.1
+"""A throttled scrub or rebuild looks this often whether it is to stop, or has another rate."""
 
 POOL_MEDIA_ERRORS_KEPT = 256
 """Media errors kept for status and the error log; the count goes on."""

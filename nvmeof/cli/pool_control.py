@@ -71,7 +71,11 @@ class ControlServer:
             writer.close()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not _is_welcome(writer) or len(self._tasks) > CONTROL_CONNECTIONS_MAX:
+        if not _is_welcome(writer):
+            return
+        if len(self._tasks) > CONTROL_CONNECTIONS_MAX:
+            busy = f"the serving process has {CONTROL_CONNECTIONS_MAX} commands to do already; try again later"
+            await _send(writer, _error(NvmeofError(busy)))
             return
         try:
             name, arguments = await asyncio.wait_for(_request(reader), CONTROL_SECONDS)
@@ -213,7 +217,7 @@ async def ask(sock: socket.socket, name: str, arguments: Arguments, progress: Pr
     reader, writer = await asyncio.open_unix_connection(sock=sock, limit=2 * CONTROL_BYTES_MAX)
     try:
         writer.write(_line({"operation": name, "arguments": dict(arguments)}))
-        while line := await reader.readline():
+        while line := await asyncio.wait_for(reader.readline(), CONTROL_SECONDS if name == "status" else None):
             match json.loads(line):
                 case {"progress": [int(done), int(total)]} if progress is not None:
                     progress(done, total)
@@ -221,6 +225,8 @@ async def ask(sock: socket.socket, name: str, arguments: Arguments, progress: Pr
                     return answer
                 case {"error": {"code": int(code), "message": str(text)}}:
                     raise UsageError(text) if code == USAGE else NvmeofError(text)
+    except TimeoutError:
+        raise NvmeofError(f"the serving process gave no answer in {CONTROL_SECONDS:g} s: is it stopped?") from None
     except (ValueError, OSError) as error:
         if isinstance(error, NvmeofError):
             raise

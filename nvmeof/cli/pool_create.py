@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shlex
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +109,8 @@ async def _create(directory: PoolDirectory, plan: Plan, key: Key | None) -> dict
     from nvmeof.engine.pool import Pool
 
     member_bytes = member_bytes_of(plan)
+    for target in plan.targets:
+        directory.check_target(target)
     disks: list[MemberFile] = []
     made_key = False
     try:
@@ -137,15 +140,24 @@ async def _create(directory: PoolDirectory, plan: Plan, key: Key | None) -> dict
 
 
 def member_bytes_of(plan: Plan) -> int:
-    """Bytes of a member: of the smallest that is there, or as many as namespaces of ``plan.size`` need."""
-    from nvmeof.engine.creation import capacity, geometry_for, member_bytes_for
+    """Bytes of a member: of the smallest that is there, or as many as namespaces of ``plan.size`` need.
+
+    Raises UsageError when no pool can be made of such members: nothing was overwritten for it by then.
+    """
+    from nvmeof.engine.creation import capacity, geometry_for, member_bytes_for, segment_bytes_for
 
     if plan.size:
         largest = geometry_for(plan.members, 2 * AREA_BYTES + SEGMENTS_MAX * POOL_SEGMENT_BYTES, raid=plan.raid)
         if plan.size > capacity(largest):
             raise UsageError(f"--size: got {plan.size} bytes, wanted at most {capacity(largest)} with these members")
         return member_bytes_for(plan.members, plan.size, raid=plan.raid)
-    return min(length for target in plan.targets if (length := _length(target)))
+    smallest, named = min((length, target) for target in plan.targets if (length := _length(target)))
+    segment_bytes = segment_bytes_for(plan.members, smallest, raid=plan.raid)
+    try:
+        geometry_for(plan.members, smallest, raid=plan.raid, segment_bytes=segment_bytes)
+    except UsageError as error:
+        raise UsageError(f"{named}: {error}") from error
+    return smallest
 
 
 def _described(directory: PoolDirectory, geometry: Geometry, plan: Plan) -> dict[str, Any]:
@@ -197,6 +209,9 @@ def _clear(directory: PoolDirectory) -> None:
 def _length(path: Path) -> int:
     """Bytes in a file or device, 0 when there is none."""
     try:
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            return 0  # to open a pipe may take for ever; what this is will be said when it is to be used
         with path.open("rb") as file:
             return file.seek(0, os.SEEK_END)
     except OSError:

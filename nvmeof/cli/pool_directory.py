@@ -144,6 +144,11 @@ class PoolDirectory:
                 return path
         raise UsageError(f"{self.path}: has no name left for a member")
 
+    def check_target(self, target: Path) -> None:
+        """Raises UsageError when ``target`` would be taken for a member itself: one member would have two names."""
+        if _MEMBER.fullmatch(target.name) and os.path.realpath(target.parent) == os.path.realpath(self.path):
+            raise UsageError(f"--member: {target} has the name of a link to a member; want another name or place")
+
     def make_member(self, path: Path, target: Path | None, size: int, *, sparse: bool, overwrite: bool) -> MemberFile:
         """A blank member called ``path``: a new file, or a link to ``target``, which is made if it is missing.
 

@@ -90,11 +90,13 @@ def passphrase_from(path: Path) -> str:
     """The first line of a file that nobody else can read. Raises UsageError."""
     try:
         status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # to open a pipe may take for ever
+            raise ValueError("it is not a file")
         data = load_file(path, PASSPHRASE_BYTES_MAX)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{path}: the passphrase cannot be read: {reason}") from error
-    if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
+    if status.st_mode & 0o077:
         raise UsageError(f"{path}: others can read the passphrase (mode {status.st_mode & 0o777:04o}); want 0600")
     try:
         return _passphrase((data or b"").partition(b"\n")[0].removesuffix(b"\r").decode())

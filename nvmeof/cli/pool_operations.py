@@ -61,6 +61,11 @@ async def perform(session: Session, name: str, arguments: Arguments, progress: P
             raise UsageError(f"operation {name}: got {key!r}, wanted {_wanted(operation)}")
     if missing := [key for key in operation.needs if key not in arguments]:
         raise UsageError(f"operation {name}: got no {missing[0]!r}, wanted {_wanted(operation)}")
+    for key, value in arguments.items():
+        if key == "rate" and value < 1:
+            raise UsageError(f"rate: got {value}, wanted bytes a second, 1 at least")
+        if isinstance(value, str) and "\0" in value:
+            raise UsageError(f"{key}: has a zero byte in it")
     work = operation.function(session, arguments, progress)
     return await (finished(work) if operation.whole else work)
 
@@ -242,6 +247,8 @@ def _new_member(session: Session, arguments: Arguments, role: int | None) -> tup
     target = Path(arguments["member"]) if "member" in arguments else None
     if target is not None and not target.is_absolute():
         raise UsageError(f"{target}: want an absolute path")
+    if target is not None:
+        session.directory.check_target(target)
     path = session.directory.free_path(role)
     geometry = session.pool.geometry
     disk = session.directory.make_member(

@@ -97,8 +97,12 @@ class Cleaner:
 
     def _fits(self, number: int) -> bool:
         """Whether all of a segment surely fits in what is left of the log's: then the move needs no free segment."""
-        records_most = self.pool.segments.live[number] + self.pool.segments.meta[number]
-        return records_most * (PAGE + UNIT) + RECORD_RAW_MAX <= self.pool.log.room_left
+        segments = self.pool.segments
+        data = segments.live[number] * (PAGE + UNIT)
+        pages = segments.meta[number] * (PAGE + UNIT)
+        if segments.filled[number]:
+            pages = min(pages, segments.filled[number] << UNIT_SHIFT)
+        return data + pages + min(RECORD_RAW_MAX, data) + PAGE <= self.pool.log.room_left
 
     def _victims(self) -> list[int]:
         segments = self.pool.segments

@@ -12,7 +12,7 @@ from time import perf_counter
 
 from nvmeof.codec.checksum import xxh3_64
 from nvmeof.engine.disk import Disk
-from nvmeof.engine.executor import Executor
+from nvmeof.engine.executor import Executor, ThreadExecutor
 from nvmeof.engine.layout import (
     EPOCH_SHIFT,
     NONE32,
@@ -46,6 +46,7 @@ from nvmeof.limits import (
 )
 
 DATA = int(Kind.DATA)
+NEVER = 1 << 62
 _PAD = bytes(UNIT)
 
 
@@ -102,8 +103,9 @@ class Log:
         self._room = asyncio.Event()
         self.packing = asyncio.Semaphore(POOL_PACKERS)
         """Held while a write is packed in a thread."""
-        self._off_loop = 0
-        """Stripes that must be quick in threads before they are written on the loop again."""
+        self._off_loop = 0 if isinstance(executor, ThreadExecutor) else NEVER
+        """Stripes that must be quick in threads before they are written on the loop. Any other executor decides alone
+        what happens when."""
 
     # -- append
 
@@ -275,6 +277,9 @@ class Log:
         self.segments.filled[stripe.segment] += stripe.used
         self.page += pages
         self.sequence += 1
+        if not self._off_loop:
+            self._write_here(stripe, pages)
+            return
         task = asyncio.get_running_loop().create_task(self._write(stripe, pages))
         self._writes.add(task)
         task.add_done_callback(self._written)
@@ -284,34 +289,43 @@ class Log:
         self._writes.discard(task)
         self._room.set()
 
-    async def _write(self, stripe: Stripe, pages: int) -> None:
-        out = self._spare_parities.pop() if self._spare_parities else Parities.new(self.geometry)
-        disks = self.disks()
+    def _write_here(self, stripe: Stripe, pages: int) -> None:
+        """On the loop, while the page cache takes stripes at once and they are still in the processor's cache."""
+        out, disks = self._parities(), self.disks()
         try:
-            failed = await self._write_strips(stripe, pages, disks, out)
+            failed, seconds = _write_timed(self.geometry, self._parity, stripe, pages, disks, out)
         except Exception as error:  # the data is not on media: nothing may be promised any more
             self.fail(f"a stripe could not be written: {error!r}")
+            return
+        self._off_loop = POOL_STRIPES_OFF_LOOP if seconds > WRITE_STALL_SECONDS else 0
+        self._landed(stripe, disks, out, failed)
+
+    async def _write(self, stripe: Stripe, pages: int) -> None:
+        out, disks = self._parities(), self.disks()
+        try:
+            failed, seconds = await self.executor.run(
+                _write_timed, self.geometry, self._parity, stripe, pages, disks, out
+            )
+        except Exception as error:
+            self.fail(f"a stripe could not be written: {error!r}")
             raise
+        slow = seconds > WRITE_STALL_THREAD_SECONDS
+        self._off_loop = POOL_STRIPES_OFF_LOOP if slow else max(0, self._off_loop - 1)
+        self._landed(stripe, disks, out, failed)
+
+    def _parities(self) -> Parities:
+        return self._spare_parities.pop() if self._spare_parities else Parities.new(self.geometry)
+
+    def _landed(
+        self, stripe: Stripe, disks: Sequence[Disk | None], out: Parities, failed: Sequence[tuple[int, OSError]]
+    ) -> None:
+        """A stripe was written, but for the members that failed."""
         self.unsynced = True
         for role, reason in failed:
             self.member_failed(role, disks[role], reason, "write")
         self._spare_parities.append(out)
         if not self.fault:
             self._retire(stripe)
-
-    async def _write_strips(
-        self, stripe: Stripe, pages: int, disks: Sequence[Disk | None], out: Parities
-    ) -> list[tuple[int, OSError]]:
-        """On the loop while the page cache takes them at once, else in a thread."""
-        arguments = self.geometry, self._parity, stripe, pages, disks, out
-        if not self._off_loop:
-            failed, seconds = _write_timed(*arguments)
-            self._off_loop = POOL_STRIPES_OFF_LOOP if seconds > WRITE_STALL_SECONDS else 0
-            return failed
-        failed, seconds = await self.executor.run(_write_timed, *arguments)
-        slow = seconds > WRITE_STALL_THREAD_SECONDS
-        self._off_loop = POOL_STRIPES_OFF_LOOP if slow else max(0, self._off_loop - 1)
-        return failed
 
     def _retire(self, stripe: Stripe) -> None:
         stripes = self.resident[stripe.segment]

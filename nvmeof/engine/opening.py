@@ -86,10 +86,13 @@ def find(disks: Sequence[Disk]) -> Found:
     """Sort the disks out. Reads only. Raises UsageError, which names the member and what to do."""
     labelled = _labelled(disks)
     geometry = _agreed(labelled)
+    short = {label.member: (disk, name) for disk, name, label in labelled if disk.size() < geometry.member_bytes}
+    labelled = [each for each in labelled if each[2].member not in short]
     superblocks = [each for disk, _, _ in labelled for each in read_superblocks(disk, geometry)]
     superblocks = [each for each in superblocks if len(each.members) >= geometry.width]
     if not superblocks:
-        raise UsageError("no superblock of the pool verifies on any member; it cannot be opened")
+        hint = f" ({', '.join(name for _, name in short.values())}: cut short; bring back the whole)" if short else ""
+        raise UsageError(f"no superblock of the pool verifies on any member; it cannot be opened{hint}")
     newest = max(superblocks, key=lambda each: (each.generation, each.epoch))
     if newest.epoch >= EPOCHS_MAX:
         raise UsageError(f"the pool was opened {EPOCHS_MAX} times, which is all it can be; copy it to a new one")
@@ -102,7 +105,10 @@ def find(disks: Sequence[Disk]) -> Found:
     for number, entry in enumerate(newest.members):
         known = by_identity.get(entry.member)
         member = Member(known and known[0], entry.member, known[1] if known else f"member {number}").adopt(entry)
-        if member.disk is None:
+        if entry.member in short:
+            disk, member.name = short[entry.member]
+            member.out(f"was cut short to {disk.size()} of {geometry.member_bytes} bytes")
+        elif member.disk is None:
             member.out("missing")
         elif entry.state == MemberState.OUT:
             member.reason = "was out when the pool was last open"
@@ -139,15 +145,11 @@ def _agreed(labelled: Sequence[tuple[Disk, str, Label]]) -> Geometry:
     """The one geometry. Two pools' members, or two disks that are the same member, are refused."""
     pools = Counter(label.geometry for _, _, label in labelled)
     geometry = pools.most_common(1)[0][0]
-    for disk, name, label in labelled:
+    for _, name, label in labelled:
         if label.geometry.pool != geometry.pool:
             raise UsageError(f"{name}: belongs to another pool ({label.geometry.pool.hex()}); take it out")
         if label.geometry != geometry:
             raise UsageError(f"{name}: its label contradicts those of the other members; replace this member")
-        if disk.size() < geometry.member_bytes:
-            raise UsageError(
-                f"{name}: was cut short: it is {disk.size()} bytes, its label says {geometry.member_bytes}"
-            )
     names: dict[bytes, str] = {}
     for _, name, label in labelled:
         if label.member in names:
@@ -173,8 +175,12 @@ def _enough(
         hint = f"; {', '.join(strangers)}: not a member any more" if strangers else ""
         raise UsageError(
             f"{len(missing)} of {geometry.width} members are missing, {geometry.parity} may be: bring back "
-            f"{', '.join(member.name for member in missing)}{hint}"
+            f"{', '.join(_wanted(member) for member in missing)}{hint}"
         )
+
+
+def _wanted(member: Member) -> str:
+    return member.name if member.reason == "missing" else f"{member.name} ({member.reason})"
 
 
 # --- the log's tail ---------------------------------------------------------------------------------------------------

@@ -19,10 +19,11 @@ from nvmeof.engine.disk import Disk
 from nvmeof.engine.executor import Executor, ThreadExecutor, finished
 from nvmeof.engine.keyring import Keyring
 from nvmeof.engine.layout import (
+    COUNT_MAX,
     PAGE,
     PAGE_SHIFT,
+    RECORD_RAW_MAX,
     UNIT,
-    COUNT_MAX,
     Geometry,
     Kind,
     LabelFlag,
@@ -434,8 +435,15 @@ class Pool:
         self.consider()
 
     def append_mark(self, kind: Kind, namespace: int, first: int, count: int) -> int:
-        """Append a record without payload: deallocated or uncorrectable blocks. It may use the cleaner's reserve."""
-        return self.log.append(kind, namespace, first, count, _EMPTY, level=Level.CLEANER)
+        """Append a record without payload: deallocated or uncorrectable blocks. It may use the cleaner's reserve, and
+        the commit's where that surely leaves enough: it is what gives space back."""
+        entry = self.log.append(kind, namespace, first, count, _EMPTY, level=Level.CLEANER)
+        if not entry and self.log.starved:
+            commit = 2 * RECORD_RAW_MAX + (self.dirty_pages + 2) * (PAGE + UNIT)
+            stream = stream_units(self.geometry.data, self.geometry.segment_pages) * UNIT
+            if self.log.room_left + len(self.segments.free) * stream > min(commit, stream * 3 // 4):
+                entry = self.log.append(kind, namespace, first, count, _EMPTY, level=Level.COMMIT)
+        return entry
 
     async def release(self, numbers: Iterable[int]) -> None:
         """Segments that a durable root does not refer to are free, but for those somebody looks at."""

@@ -7,6 +7,7 @@ from array import array
 from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import combinations
 from typing import NamedTuple
 
@@ -187,6 +188,9 @@ class Reader:
     async def record(self, entry: int, kind: int, namespace: int, block: int) -> tuple[RecordHeader, ByteView]:
         """A record, verified, whatever it takes. Raises ReadFault. The caller has pinned the segment if need be."""
         await self.load_starts([entry >> SEGMENT_SHIFT & SEGMENT_MASK])
+        if (cached := self.now(entry)) is not None:
+            with suppress(BadRecordError):  # read again below, which says what is wrong and heals it
+                return check(cached, Expected(kind, namespace, self.sequence, block)), bytes(cached)
         content, place, pieces = self.locate(entry)
         expected = Expected(kind, namespace, self.sequence, block)
         try:
@@ -215,7 +219,7 @@ class Reader:
             return cached
         found, outcome = await self.executor.run(self._rebuild, place, lo, hi, expected)
         self.account(place, outcome)
-        if not outcome.lost:
+        if not outcome.lost and not outcome.healed:  # what is healed is read again: more damage is news
             self._rebuilt[place.sequence] = outcome.payloads[: self._data]
             while len(self._rebuilt) > POOL_STRIPES_REBUILT_KEPT:
                 self._rebuilt.popitem(last=False)

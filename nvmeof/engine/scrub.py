@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nvmeof.engine.layout import NONE32, PAGE, MemberState
 from nvmeof.errors import UsageError, WriteFault
-from nvmeof.limits import POOL_SCRUB_SAVE_SEGMENTS
+from nvmeof.limits import POOL_SCRUB_NAP_SECONDS, POOL_SCRUB_SAVE_SEGMENTS
 
 if TYPE_CHECKING:
     from nvmeof.engine.pool import Pool
@@ -106,10 +106,12 @@ class Walk:
             report.lost += 1
             if len(report.lost_places) < 100:
                 report.lost_places.append((place.segment, place.page))
-        if self.rate:
-            await asyncio.sleep(max(0.0, place.pages * PAGE / self.rate - (time.monotonic() - began)))
-        else:
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        while self.rate and not self.stopped:  # in short naps: it may be stopped, or told another rate
+            left = place.pages * PAGE / self.rate - (time.monotonic() - began)
+            if left <= 0:
+                break
+            await asyncio.sleep(min(left, POOL_SCRUB_NAP_SECONDS))
 
 
 async def scrub(pool: Pool, walk: Walk) -> ScrubReport:

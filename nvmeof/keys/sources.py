@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import secrets
+import selectors
 import shlex
 import signal
 import stat
 import subprocess
+import time
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -26,6 +28,9 @@ KEY_TEXT_BYTES_MAX = 2 * KEK_BYTES + 2
 
 COMMAND_SECONDS = 30.0
 """A KMS across the world answers in seconds; a command that waits for a terminal never does."""
+
+COMMAND_BYTES_MAX = 4096
+"""Of what a command prints, and of the end of its complaints: one that never stops must not fill our memory."""
 
 SCRYPT_N, SCRYPT_R, SCRYPT_P = 1 << 15, 8, 1
 """32 MiB and 0.1 s for each guess; OWASP's least for interactive use is 2**17 or, at less memory, 2**15 with p=3, and
@@ -183,16 +188,45 @@ class KeyCommand(_GivenKey):
             raise UsageError(f"{self.kind} cannot be run: {error.strerror}") from None
         with process:
             try:
-                output, complaints = process.communicate(timeout=self._seconds_max)
+                output, complaints = _collected(process, self._seconds_max)
             except subprocess.TimeoutExpired:
                 raise UsageError(f"{self.kind} gave no key within {self._seconds_max:g} s; run it by hand") from None
             finally:
                 _end_group(process)
+        if len(output) > COMMAND_BYTES_MAX:
+            raise UsageError(
+                f"{self.kind} gives more than {COMMAND_BYTES_MAX} bytes; wanted: 32 raw bytes or 64 hex digits"
+            )
         if process.returncode:
             lines = complaints.decode(errors="replace").strip().splitlines()
             said = f": {lines[-1][:200]}" if lines else ""
             raise UsageError(f"{self.kind} failed with exit status {process.returncode}{said}")
         return _parse(output, self.kind)
+
+
+def _collected(process: subprocess.Popen[bytes], seconds_max: float) -> tuple[bytes, bytes]:
+    """What it prints, and the end of its complaints. Returns early when it prints too much. Raises TimeoutExpired."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    deadline = time.monotonic() + seconds_max
+    output, complaints = bytearray(), bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ, output)
+        selector.register(process.stderr, selectors.EVENT_READ, complaints)
+        while selector.get_map() and len(output) <= COMMAND_BYTES_MAX:
+            remaining = deadline - time.monotonic()
+            ready = selector.select(remaining) if remaining > 0 else []
+            if not ready:
+                raise subprocess.TimeoutExpired(process.args, seconds_max)
+            for key, _ in ready:
+                data = os.read(key.fd, COMMAND_BYTES_MAX)
+                key.data.extend(data)
+                if not data:
+                    selector.unregister(key.fileobj)
+            del complaints[:-COMMAND_BYTES_MAX]
+    if len(output) <= COMMAND_BYTES_MAX:
+        process.wait(max(0.0, deadline - time.monotonic()))
+    return bytes(output), bytes(complaints)
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

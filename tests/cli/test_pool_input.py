@@ -41,7 +41,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         (["create", "new", "--size", "16M", "--key-command", "echo short"], "key command 'echo short' gives 6 bytes"),
         (["create", "new", "--size", "16M", "--key-command", "exit 9"], "key command 'exit 9' failed with exit status"),
         (["create", "new", "--size", "16M", "--passphrase-file", "no"], "no: the passphrase cannot be read: No such"),
-        (["create", "new", "--size", "16M", "--passphrase-file", "."], ".: the passphrase cannot be read: Is a dir"),
+        (["create", "new", "--size", "16M", "--passphrase-file", "."], ".: the passphrase cannot be read: it is not"),
         (["create", "new", "--size", "900000T", "--no-encryption"], "--size: got 989560464998400000 bytes, wanted at"),
         (["create", "no/such/new", "--size", "16M", "--no-encryption"], "no/such/new: No such file or directory"),
         (["create", "file", "--size", "16M", "--no-encryption"], "file: is not a directory"),

@@ -121,16 +121,22 @@ async def small_pool(disks: list[VirtualDisk], size: int = 4 * MIB, **options: o
     return pool
 
 
+async def fill(volume: Volume, random: Random, written: list[bytes]) -> None:
+    """Write pieces of 32 KiB one behind the other until that fails."""
+    for block in range(0, volume.size >> 12, 8):
+        data = random.randbytes(8 * 4096)
+        await write_volume(volume, block * 4096, data)
+        written.append(data)
+
+
 async def test_a_full_pool_says_so_and_recovers() -> None:
     disks = [VirtualDisk(3 * MIB, seed=number) for number in range(4)]
     pool = await small_pool(disks, 64 * MIB, codec="none")
     volume = pool.namespaces[1]
-    random, written = Random(5), []
+    random = Random(5)
+    written: list[bytes] = []
     with pytest.raises(CapacityError, match="full"):
-        for block in range(0, 16384, 8):
-            data = random.randbytes(8 * 4096)
-            await write_volume(volume, block * 4096, data)
-            written.append(data)
+        await fill(volume, random, written)
     assert len(written) * 8 * 4096 > pool.capacity, "less fits than is promised"
     for number, data in enumerate(written):
         assert await read_volume(volume, number * 8 * 4096, 8 * 4096) == data

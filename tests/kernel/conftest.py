@@ -13,6 +13,7 @@ from .guest import Guest, GuestError
 from .kernel_host import KernelHost
 from .kernels import Boot, Unavailable, boot_files
 from .nvmet import Nvmet
+from .pool import Pool
 from .target import Target
 
 KERNEL_SERIES = ("6.1", "6.12")
@@ -64,8 +65,9 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Target]]:
     """Starts our target; the test may kill it, but one that died by itself is an error."""
     with contextlib.ExitStack() as targets:
 
-        def start(*options: str, block_size: int = 4096) -> Target:
-            target = Target(tmp_path, *options, block_size=block_size)
+        def start(*options: str, block_size: int = 4096, pool: Pool | None = None) -> Target:
+            file = (str(tmp_path / "disk.img"), "--size", "256M", "--block-size", str(block_size))
+            target = Target(tmp_path, *(file if pool is None else pool.served), *options)
             targets.callback(target.stop)
             return target
 

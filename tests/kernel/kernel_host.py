@@ -14,8 +14,8 @@ WARNING_LEVEL = 4
 SLOW_MACHINE_NOISE = ("interrupt took", "clocksource", "RT throttling", "long keepalive RTT", "callbacks suppressed")
 DISK_SCRIPT = """
 for block in /sys/block/nvme*; do
-    [ "$(cat $block/hidden)" = 0 ] && [ "$(cat $block/nsid)" = 1 ] && [ "$(cat $block/device/subsysnqn)" = {nqn} ] &&
-        [ "$(cat $block/size)" != 0 ] && echo /dev/${{block##*/}} && exit 0
+    [ "$(cat $block/hidden)" = 0 ] && [ "$(cat $block/nsid)" = {nsid} ] && [ "$(cat $block/size)" != 0 ] &&
+        [ "$(cat $block/device/subsysnqn)" = {nqn} ] && echo /dev/${{block##*/}} && exit 0
 done
 exit 1
 """
@@ -43,9 +43,9 @@ class KernelHost:
     def disconnect(self, target: Target) -> None:
         self.guest.ok(f"nvme disconnect -n {target.nqn}")
 
-    def disk(self, target: Target) -> str:
-        """The block device of namespace 1, such as /dev/nvme0n1, once the kernel has scanned it."""
-        script = DISK_SCRIPT.format(nqn=target.nqn)
+    def disk(self, target: Target, nsid: int = 1) -> str:
+        """The block device of a namespace, such as /dev/nvme0n1, once the kernel has scanned it."""
+        script = DISK_SCRIPT.format(nqn=target.nqn, nsid=nsid)
         self.wait_for(f"sh -c {shlex.quote(script)}")
         return self.guest.ok(script).strip()
 

@@ -19,14 +19,15 @@ STOP_TIMEOUT_S = 20.0
 class Target:
     LOG_NAME = "target.log"
 
-    def __init__(self, directory: Path, *options: str, block_size: int = 4096, size: str = "256M") -> None:
+    def __init__(self, directory: Path, *arguments: str) -> None:
+        """``arguments``: what is served, and options."""
         self.port = free_port()
         self.nqn = f"nqn.2026-01.test:{directory.name}"
         self.log = directory / self.LOG_NAME
         self._command = [
-            *(sys.executable, "-m", "nvmeof", "serve", str(directory / "disk.img"), "--size", size),
-            *("--block-size", str(block_size), "--listen", f"127.0.0.1:{self.port}", "--nqn", self.nqn),
-            *("--advertise", f"{HOST_ADDRESS}:{self.port}", *options),
+            *(sys.executable, "-m", "nvmeof", "serve", *arguments),
+            *("--listen", f"127.0.0.1:{self.port}", "--nqn", self.nqn),
+            *("--advertise", f"{HOST_ADDRESS}:{self.port}"),
         ]
         self.start()
 

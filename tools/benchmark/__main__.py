@@ -14,15 +14,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tools.benchmark import network
+from tools.benchmark import network, volume
 from tools.benchmark.compare import Settings, compare
+from tools.benchmark.engine import report as engine_report
+from tools.benchmark.engine.speed import Settings as EngineSettings
 from tools.benchmark.nvme import NvmeRun
 from tools.benchmark.report import WIDTH, print_table
 from tools.benchmark.servers import NBD_SERVERS, NQN, Place, pinned
 from tools.benchmark.wire import BenchError, Digests
 from tools.benchmark.workload import KIB, MIB, Workload, plan, result
 
-COMMANDS = ("target", "load")
+COMMANDS = ("target", "load", "engine", "volume")
 EPILOG = """\
 Each run in a table is a median of an odd number of repeats, interleaved with the other subjects'. The target has
 the first of --cpus to itself, the generator the second; every peer is treated alike. Figures of different runs
@@ -44,7 +46,7 @@ def main(arguments: list[str]) -> int:
         arguments = ["target", *arguments]
     options = _parser().parse_args(arguments)
     try:
-        return _target(options) if options.command == "target" else _load(options)
+        return {"target": _target, "load": _load, "engine": _engine, "volume": _volume}[options.command](options)
     except BenchError as error:
         print(f"tools/bench: {error}", file=sys.stderr)
         return 1
@@ -78,6 +80,20 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument("--seconds", type=float, default=2.0)
     load.add_argument("--header-digest", action="store_true")
     load.add_argument("--data-digest", action="store_true")
+    engine = commands.add_parser("engine", help="a pool on real files beside what its libraries take by themselves")
+    engine.add_argument("--seconds", type=float, default=0.5, help="of each run (default 0.5)")
+    engine.add_argument("--repeats", type=_odd, default=5, help="of each run, an odd number (default 5)")
+    engine.add_argument("--dir", type=Path, help="a directory on a disk file system for the members (2 GiB and more)")
+    engine.add_argument("--member-size", type=_size, default=256 * MIB, help="of each of the six (default 256m)")
+    engine.add_argument("--only", default="", metavar="TEXT", help="workloads whose name contains TEXT")
+    engine.add_argument("--parts", default=",".join(engine_report.PARTS), help="comma-separated (default %(default)s)")
+    engine.add_argument("--json", action="store_true", help="machine-readable, on standard output")
+    files = commands.add_parser("volume", help="a file volume beside its system calls; how long the page cache stalls")
+    files.add_argument("--seconds", type=float, default=0.5, help="of each run (default 0.5)")
+    files.add_argument("--repeats", type=_odd, default=5, help="of each run, an odd number (default 5)")
+    files.add_argument("--dir", type=Path, help="a directory on the file system to measure")
+    files.add_argument("--size", type=_size, default=256 * MIB, help="of the volume (default 256m)")
+    files.add_argument("--json", action="store_true", help="machine-readable, on standard output")
     for command in (target, load):
         command.add_argument("--json", action="store_true", help="machine-readable, on standard output")
         command.add_argument("--cpus", type=_cpus, default="0,1", help="of target and generator (default 0,1; or none)")
@@ -110,10 +126,7 @@ def _target(options: argparse.Namespace) -> int:
         errors.status("starting") as status,
     ):
         found = compare(Place(Path(scratch), server_cpu, options.size), settings, status.update)
-    machine = (
-        f"{os.cpu_count()} processors ({busy:.0f} % busy before the start), Linux {platform.release()}, "
-        f"Python {platform.python_version()}"
-    )
+    machine = _machine(busy)
     if options.json:
         about = {"machine": machine, "congestion_control": congestion, "seconds": options.seconds}
         print(json.dumps({**about, "repeats": options.repeats, **found.to_json()}, indent=2))
@@ -122,6 +135,49 @@ def _target(options: argparse.Namespace) -> int:
         console.print(f"{machine}\n{congestion}", highlight=False)
         print_table(console, found, workloads)
     return 1 if found.errors else 0
+
+
+def _engine(options: argparse.Namespace) -> int:
+    parts = tuple(name for name in options.parts.split(",") if name)
+    unknown = set(parts) - set(engine_report.PARTS)
+    if unknown:
+        raise BenchError(f"unknown part {', '.join(sorted(unknown))}; there are {', '.join(engine_report.PARTS)}")
+    busy = busy_percent()
+    with Console(stderr=True).status("starting") as status:
+        settings = EngineSettings(
+            Path(), options.seconds, options.repeats, options.member_size, options.only, status.update
+        )
+        found = engine_report.measure(options.dir, settings, parts)
+    machine = _machine(busy)
+    if options.json:
+        print(json.dumps({"machine": machine, "seconds": options.seconds, "repeats": options.repeats,
+                          **found.to_json()}, indent=2))  # fmt: skip
+    else:
+        console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+        console.print(machine, highlight=False)
+        engine_report.print_tables(console, found)
+    return 0
+
+
+def _volume(options: argparse.Namespace) -> int:
+    busy = busy_percent()
+    with Console(stderr=True).status("starting") as status:
+        settings = volume.Settings(options.seconds, options.repeats, options.size, status.update)
+        found = volume.measure(options.dir, settings)
+    if options.json:
+        print(json.dumps({"machine": _machine(busy), **found}, indent=2))
+    else:
+        console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+        console.print(_machine(busy), highlight=False)
+        volume.print_found(console, found)
+    return 0
+
+
+def _machine(busy: float) -> str:
+    return (
+        f"{os.cpu_count()} processors ({busy:.0f} % busy before the start), Linux {platform.release()}, "
+        f"Python {platform.python_version()}"
+    )
 
 
 def busy_percent(seconds: float = 0.5) -> float:

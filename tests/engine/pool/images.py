@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from nvmeof.testing.pool_driver import Driver, FixedKey, Shape, random_bytes_from
+from nvmeof.testing.pool_driver import Driver, FixedKey, Shape, repeatable
 
 SHAPE = Shape(segments=10)
 
@@ -13,7 +13,7 @@ async def filled_driver(*, encrypted: bool = False, seed: int = 1) -> Driver:
     """A closed pool with two namespaces, and the oracle that knows what is in them."""
     shape = Shape(segments=SHAPE.segments, encrypted=encrypted)
     driver = Driver(shape, Random(seed), shape.disks(seed=seed), keys=[FixedKey(1) if encrypted else None])
-    with random_bytes_from(seed):
+    with repeatable(seed):
         await driver.create()
         await driver.add(48)
         await driver.add(40, nsid=2, block_size=512, codec="lz4")

@@ -9,16 +9,20 @@ from random import Random
 
 import pytest
 
-from nvmeof.testing.pool_crashes import Loss, enumerate_crashes, lose_members, recorded, tape_of
+from nvmeof.engine.pool import Pool
+from nvmeof.errors import UsageError
+from nvmeof.testing.pool_crashes import Loss, enumerate_crashes, lose_members, new_driver, recorded, tape_of
 from nvmeof.testing.pool_disk import MemberDisk, Replay
+from nvmeof.testing.pool_driver import Driver, Shape
 from nvmeof.testing.pool_workloads import WORKLOADS
+from nvmeof.testing.virtual_disk import Damage
 
 SEEDS = 1 << 20
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
 async def test_crashes_here_and_there(name: str, rng: Random) -> None:
-    await enumerate_crashes(WORKLOADS[name], rng.randrange(SEEDS), sample=2)
+    await enumerate_crashes(WORKLOADS[name], rng.randrange(SEEDS), sample=1)
 
 
 @pytest.mark.slow
@@ -28,12 +32,12 @@ async def test_every_crash(name: str, rng: Random) -> None:
     assert tally.points > 10
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
-async def test_members_lost_in_a_final_state(name: str, rng: Random) -> None:
+async def test_members_lost_in_some_final_states(rng: Random) -> None:
     seed = rng.randrange(SEEDS)
-    replay = Replay(tape_of(await recorded(WORKLOADS[name], seed)))
-    replay.to(replay.length - 1)
-    await lose_members(WORKLOADS[name], replay, seed, [rng.choice(list(Loss))], sample=1)
+    for workload in rng.sample(list(WORKLOADS.values()), 3):
+        replay = Replay(tape_of(await recorded(workload, seed)))
+        replay.to(replay.length - 1)
+        await lose_members(workload, replay, seed, list(Loss), sample=1)
 
 
 @pytest.mark.slow
@@ -45,6 +49,33 @@ async def test_any_members_lost_in_any_way(name: str, rng: Random) -> None:
     for point in [*sorted(rng.sample(range(replay.length), 3)), replay.length - 1]:
         replay.to(point)
         await lose_members(WORKLOADS[name], replay, seed, list(Loss))
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_crashes_while_a_pool_is_made(encrypted: bool, rng: Random) -> None:
+    """There is a pool afterwards, or there is none and one can be made; a creation that returned is there for sure."""
+    shape = Shape(encrypted=encrypted)
+    driver = new_driver(shape, 2)
+    tape = driver.record()
+    await Pool.create(driver.disks, raid=shape.raid, keys=driver.keys[0], segment_bytes=shape.segment_bytes)
+    replay = Replay(tape)
+    for point in [*sorted(rng.sample(range(replay.length - 1), 8)), replay.length - 1]:
+        replay.to(point)
+        members = replay.crashed(range(shape.members), [Damage.HONEST] * shape.members, rng.randrange(SEEDS))
+        again = Driver(shape, Random(point), members, keys=list(driver.keys))
+        try:
+            await again.open()
+        except UsageError:
+            assert point < replay.length - 1
+            disks = [disk.reopen() for disk in members]
+            await Pool.create(
+                disks, raid=shape.raid, keys=driver.keys[0], segment_bytes=shape.segment_bytes, force=True
+            )
+            await again.open()
+        await again.add(8)
+        await again.write(0, 8)
+        await again.flush()
+        await again.close()
 
 
 async def test_the_same_seed_is_the_same_tape() -> None:
