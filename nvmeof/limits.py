@@ -104,14 +104,14 @@ POOL_STRIPES_IN_FLIGHT_MAX = 8
 """Stripes being written at a time, about 1 MiB of data each: enough to keep two threads busy, 12 MiB of memory."""
 
 POOL_RESERVE_SEGMENTS = (4, 2, 0)
-"""Free segments that user writes, the cleaner, and a commit of the map leave alone. The cleaner's two take what it moves
-before a commit frees the originals; the commit's own records need one and a half at most."""
+"""Free segments that user writes, the cleaner, and a commit of the map leave alone. The cleaner's two take what it
+moves before a commit frees the originals; the commit's own records need one and a half at most."""
 
 POOL_COMMIT_BYTES = 256 * MIB
 """The map is committed after this much log, so an opening rolls forward no more than that ..."""
 
 POOL_COMMIT_PAGES_SHARE = 4
-"""... and when its dirty pages, 4 KiB each, would fill a quarter of a segment's stream, so that they fit the reserve."""
+"""... and when its dirty pages, 4 KiB each, would fill a quarter of a segment's stream: they must fit the reserve."""
 
 POOL_CLEAN_BELOW_PERCENT = 10
 """The cleaner runs when fewer segments than this are free (and the reserve)."""

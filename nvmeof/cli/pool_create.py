@@ -54,7 +54,7 @@ def create(args: argparse.Namespace) -> int:
     with _directory(args.directory, plan) as directory:
         key = key_of(args, twice=True)
         created = asyncio.run(_create(directory, plan, key))
-    print(json.dumps(created, indent=2) if args.json else "\n".join(_lines(created, key)))
+    print(json.dumps(created, indent=2) if args.json else "\n".join(_lines(created, key, args.passphrase_file)))
     return 0
 
 
@@ -109,8 +109,8 @@ async def _create(directory: PoolDirectory, plan: Plan, key: Key | None) -> dict
     from nvmeof.engine.pool import Pool
 
     member_bytes = member_bytes_of(plan)
-    for target in plan.targets:
-        directory.check_target(target)
+    for each in plan.targets:
+        directory.check_target(each)
     disks: list[MemberFile] = []
     made_key = False
     try:
@@ -177,9 +177,9 @@ def _described(directory: PoolDirectory, geometry: Geometry, plan: Plan) -> dict
     }
 
 
-def _lines(created: dict[str, Any], key: Key | None) -> list[str]:
+def _lines(created: dict[str, Any], key: Key | None, passphrase_file: str | None) -> list[str]:
     """What was made, and what to type next."""
-    option = "" if key is None else f" {_option(key)}"
+    option = "" if key is None else f" {_option(key, passphrase_file)}"
     kind = "encrypted" if created["encrypted"] else "NOT encrypted"
     return [
         f"pool {created['uuid']}: {created['raid']}, {created['data']} data + {created['parity']} parity members of "
@@ -188,9 +188,11 @@ def _lines(created: dict[str, Any], key: Key | None) -> list[str]:
     ]
 
 
-def _option(key: Key) -> str:
-    """How to give the key again. A passphrase that came from a file is not told apart from one that was typed."""
+def _option(key: Key, passphrase_file: str | None) -> str:
+    """How to give the key again."""
     kind, value = key
+    if passphrase_file is not None:
+        return f"--passphrase-file {shlex.quote(os.path.abspath(passphrase_file))}"
     return "--passphrase" if kind == PASSPHRASE else f"--key-{kind} {shlex.quote(value)}"
 
 
@@ -233,12 +235,12 @@ def destroy(args: argparse.Namespace) -> int:
             raise UsageError(f"{args.directory}: is being served; stop that process first")
         directory.lock()
         gone, problems = wipe_members(directory)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.unlink(CONTROL_NAME, dir_fd=directory.fd)
     with contextlib.suppress(OSError):
         args.directory.rmdir()
     for problem in problems:
-        print(f"nvmeof: warning: {problem}; keys may be left on it", file=sys.stderr)
+        print(f"nvmeof: warning: {problem}", file=sys.stderr)
     if args.json:
         print(json.dumps({"destroyed": gone, "problems": problems}, indent=2))
     else:
@@ -262,7 +264,7 @@ def wipe_members(directory: PoolDirectory) -> tuple[list[str], list[str]]:
                 if is_in_use(error):
                     raise
                 if os.path.exists(path):
-                    problems.append(str(error))
+                    problems.append(f"{error}; keys may be left on it")
                 else:
                     directory.remove(path)  # a link to nowhere
             else:
@@ -274,8 +276,12 @@ def wipe_members(directory: PoolDirectory) -> tuple[list[str], list[str]]:
                 if disk.path.is_symlink():
                     disk.discard(0, disk.size())
             except OSError as error:
-                problems.append(f"{disk.path}: {error.strerror}")
-            else:
+                problems.append(f"{disk.path}: {error.strerror}; keys may be left on it")
+                continue
+            try:
                 directory.remove(disk.path)
+            except OSError as error:
+                problems.append(f"{disk.path}: is blank now, but cannot be removed: {error.strerror}")
+            else:
                 gone.append(str(disk.path))
     return gone, problems

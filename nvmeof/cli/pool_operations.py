@@ -86,11 +86,15 @@ async def status(session: Session, arguments: Arguments, progress: Progress | No
         if isinstance(member.disk, MemberFile) and member.disk.is_gone:
             gone.append(member.name)
             found["members"][number]["reason"] = "the file was deleted"
-    healthy = found["state"] == "healthy" and not gone and not found["scrub"]["lost"]
+    unread = sum(volume.health.media_errors for volume in pool.namespaces.values())
+    damaged = bool(unread or found["scrub"]["lost"])
+    healthy = found["state"] == "healthy" and not gone and not damaged
     return {
         "directory": str(session.directory.path),
         "served": session.audience.served,
         "healthy": healthy,
+        "damaged": damaged,
+        "unreadable": unread,
         "deleted": gone,
         "problems": session.problems,
         **found,

@@ -13,7 +13,9 @@ LINES_MAX = 20
 
 def status(answer: Answer) -> list[str]:
     """After status."""
-    word = answer["state"] if answer["state"] != "healthy" or answer["healthy"] else "degraded"
+    word = answer["state"]
+    if word == "healthy" and not answer["healthy"]:
+        word = "degraded" if answer["deleted"] else "damaged"
     kind = "encrypted" if answer["encrypted"] else "not encrypted"
     lines = [
         f"pool {answer['uuid']}: {word.upper() if word != 'healthy' else word}, {answer['raid']}, "
@@ -22,6 +24,11 @@ def status(answer: Answer) -> list[str]:
         f"{answer['segments']} segments free",
     ]
     lines += [f"reason: {reason}" for reason in (answer["reason"], answer["background_error"]) if reason]
+    if answer["unreadable"]:
+        lines.append(
+            f"problem: {answer['unreadable']} reads failed since this pool was opened: "
+            "more is bad than the members can make good; nvmeof pool scrub says where"
+        )
     lines += [f"problem: {problem}" for problem in answer["problems"]]
     lines += ["", *_members(answer["members"]), "", *_namespaces(answer["namespaces"]), "", _scrub(answer["scrub"])]
     if answer["media_errors"]:

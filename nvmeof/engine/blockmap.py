@@ -76,7 +76,10 @@ class BlockMap:
             self.set_block(first, entry)
             return
         old = self._array[first : first + count]
-        if old.any():
+        was = self.entries[first] >> SEGMENT_SHIFT
+        if 0 < was <= SEGMENT_MASK and ((old >> _LIVE_SHIFT) == was).all():  # one record for another, nearly always
+            self._segments.live[was] -= count
+        elif old.any():
             self._forget(old)
         np.add(_STEPS[:count], np.uint64(entry), out=old)
         segment = entry >> SEGMENT_SHIFT & SEGMENT_MASK

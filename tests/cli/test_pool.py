@@ -386,7 +386,10 @@ def test_a_healthy_member_is_replaced(commands: Commands, tmp_path: Path) -> Non
         (["replace", "new", "1", "--member", "full"], "PATH/full: may hold data; --yes"),
         (["replace", "new", "1", "--member", "new"], "PATH/new: is a directory"),
         (["add-spare", "new", "--member", "small"], "PATH/small: is 4096 bytes, members have"),
-        (["add-spare", "new", "--member", "new/member-00.nvmeof"], "PATH/new/member-00.nvmeof: is in use"),
+        (
+            ["add-spare", "new", "--member", "new/member-00.nvmeof"],
+            "--member: PATH/new/member-00.nvmeof has the name of a link to a member",
+        ),
         (["scrub", "new", "--background"], "--background: nobody serves this pool"),
         (["rotate-key", "new", "--new-key-file", "key"], "the pool is not encrypted"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
 from pathlib import Path
@@ -10,10 +12,13 @@ from typing import Any, cast
 import pytest
 
 from nvmeof.cli import pool_control
+from nvmeof.cli.main import main
+from nvmeof.cli.pool_directory import PoolDirectory
 from nvmeof.cli.pool_operations import perform
 from nvmeof.errors import UsageError
 from nvmeof.keys.sources import COMMAND_BYTES_MAX
 from tests.cli.pools import SMALL, Commands, serving
+from tests.cli.test_pool import filled, flip
 
 CREATE = ("pool", "create", "new", "--sparse")
 
@@ -117,3 +122,47 @@ def test_a_serving_process_that_is_stopped(commands: Commands, tmp_path: Path, m
         said = commands.refused("pool", "status", "pool", code=3)
         process.send_signal(signal.SIGCONT)
     assert said == "the serving process gave no answer in 0.5 s: is it stopped?"
+
+
+def test_members_that_cannot_be_removed_are_made_blank_nonetheless(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To destroy a pool is to destroy every copy of its keys, not just those up to the first difficulty."""
+    commands.create(tmp_path / "pool", "--key-command", "printf '%032d' 7")
+
+    def remove(directory: PoolDirectory, path: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PoolDirectory, "remove", remove)
+        out, err = commands.run("pool", "destroy", "pool", "--yes", code=3)
+    assert out == "destroyed 0 members of pool\n"
+    assert err.count("is blank now, but cannot be removed: Operation not permitted") == 4
+    assert "has a pool's label" in commands.refused("pool", "status", "pool")
+
+
+def test_what_to_type_next_names_the_passphrase_file(commands: Commands, tmp_path: Path) -> None:
+    (tmp_path / "pass phrase").write_text("geheim\n")
+    (tmp_path / "pass phrase").chmod(0o600)
+    out, _ = commands.run("pool", "create", "new", *SMALL, "--passphrase-file", "pass phrase")
+    assert out.endswith(f"nvmeof serve --pool new --passphrase-file '{tmp_path}/pass phrase'\n")
+
+
+def test_status_knows_of_reads_that_failed(commands: Commands, tmp_path: Path) -> None:
+    """Not only a scrub finds out that data is lost; and that is no mere loss of redundancy."""
+    place = tmp_path / "pool"
+    commands.create(place)
+    filled(place, commands)
+    block = json.loads(commands.run("inspect", place, "--block", "1:300", "--json")[0])["block"]
+    for strip in block["strips"][:3]:
+        flip(Path(strip["path"]), strip["offset"] + 1000)
+    with serving(place) as (_, url):
+        assert commands.json("status", place)["healthy"]
+        for start in range(0, 1024, 256):
+            main(["read", f"{url}/1", "-s", str(start), "-c", "255", "--data", str(tmp_path / "read")])
+        found = commands.json("status", place, code=1)
+        assert found["damaged"]
+        assert not found["healthy"]
+        out, _ = commands.run("pool", "status", place, code=1)
+        assert ": DAMAGED, " in out
+        assert f"problem: {found['unreadable']} reads failed since this pool was opened" in out

@@ -42,6 +42,7 @@ class StandIn:
         self.walks = SimpleNamespace(walk=None, jobs={})
         self.members: list[object] = []
         self.spares: list[object] = []
+        self.namespaces: dict[int, object] = {}
         self.reader = SimpleNamespace(errors=[])
         self.health = SimpleNamespace(degraded=False, reason="")
         self.go = asyncio.Event()

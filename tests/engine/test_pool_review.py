@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -311,10 +311,10 @@ async def test_a_member_that_rejoins_after_a_failed_sync_is_written_anew() -> No
     await write_volume(volume, 0, Random(1).randbytes(16 * BLOCK))
     disks[0].fail("sync")
     await volume.flush()
-    assert pool.members[0].state is MemberState.OUT
+    assert next(member.state.name for member in pool.members) == "OUT"
     await pool.rejoin(0)
     assert (await pool.rebuild()).finished
-    assert pool.members[0].state is MemberState.HEALTHY
+    assert next(member.state.name for member in pool.members) == "HEALTHY"
     await pool.close()
     disks[0].crash()
     pool = await reopened(disks)
@@ -679,7 +679,7 @@ MAX32 = (1 << 32) - 1
     ],
     ids=str,
 )  # fmt: skip
-async def test_a_forged_superblock_opens_or_is_refused(change: dict[str, int]) -> None:
+async def test_a_forged_superblock_opens_or_is_refused(change: dict[str, Any]) -> None:
     disks = make_disks()
     pool = await make_pool(disks)
     await write_volume(pool.namespaces[1], 0, b"x" * BLOCK)

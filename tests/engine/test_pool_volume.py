@@ -11,68 +11,25 @@ import pytest
 from nvmeof.engine.disk import Disk, FileDisk
 from nvmeof.engine.executor import Executor, InlineExecutor, ThreadExecutor
 from nvmeof.engine.pool import Pool
-from nvmeof.engine.volume import Volume, VolumeHealth
+from nvmeof.engine.volume import Volume
 from nvmeof.errors import CapacityError, ReadFault, UsageError
 from nvmeof.keys.sources import KeyFile
+from nvmeof.testing.fault_volume import FaultVolume
 from nvmeof.testing.virtual_disk import VirtualDisk
 from nvmeof.testing.volume_conformance import SIZE_MIN, VOLUME_CHECKS, OpenVolume, read_volume, write_volume
 
 MIB = 1 << 20
 
 
-class Owner(Volume):
+class Owner(FaultVolume):
     """A pool's first namespace, which takes the pool with it when it is closed."""
 
     def __init__(self, pool: Pool) -> None:
+        super().__init__(pool.namespaces[1])
         self.pool = pool
-        self.inner = pool.namespaces[1]
-        self.uuid, self.block_size = self.inner.uuid, self.inner.block_size
-        self.incarnation = self.inner.incarnation
-        self.write_cache = self.inner.write_cache
-        self.can_mark_uncorrectable = True
-        self.uncorrectable_granule = self.inner.uncorrectable_granule
-        self.read_now, self.read = self.inner.read_now, self.inner.read  # type: ignore[method-assign]
-        self.write_now, self.write = self.inner.write_now, self.inner.write  # type: ignore[method-assign]
-        self.flush, self.deallocate = self.inner.flush, self.inner.deallocate  # type: ignore[method-assign]
-        self.write_zeroes = self.inner.write_zeroes  # type: ignore[method-assign]
-        self.verify = self.inner.verify  # type: ignore[method-assign]
-        self.write_uncorrectable = self.inner.write_uncorrectable  # type: ignore[method-assign]
-
-    @property
-    def size(self) -> int:
-        return self.inner.size
-
-    @property
-    def allocated(self) -> int:
-        return self.inner.allocated
-
-    @property
-    def health(self) -> VolumeHealth:
-        return self.inner.health
-
-    def read_now(self, offset: int, view: memoryview) -> bool:
-        raise NotImplementedError
-
-    async def read(self, offset: int, view: memoryview) -> None:
-        raise NotImplementedError
-
-    def write_now(self, offset: int, view: memoryview) -> bool:
-        raise NotImplementedError
-
-    async def write(self, offset: int, view: memoryview) -> None:
-        raise NotImplementedError
-
-    async def flush(self) -> None:
-        raise NotImplementedError
-
-    async def write_zeroes(self, offset: int, length: int, *, deallocate: bool) -> None:
-        raise NotImplementedError
-
-    async def deallocate(self, ranges: object) -> None:
-        raise NotImplementedError
 
     async def close(self) -> None:
-        await self.inner.close()
+        await super().close()
         await self.pool.close()
 
 

@@ -45,7 +45,7 @@ def test_engine_reports_every_part(tmp_path: Path) -> None:
     assert set(found["threads"]["1m-write-bf16"]) == {"1", "2", "4"}
     assert {"xts 128k", "zstd-1 compress 128k", "P+Q 4 x 260k"} <= set(found["libraries"])
     assert found["fua"]["depth_1"]["syncs_per_fua"] == 1
-    assert found["memory"]["blocks"] == 32 * 20 * MIB // (4 * KIB)
+    assert found["memory"]["blocks"] == 64 * 20 * MIB // (4 * KIB)
     assert {"crash_1m", "crash_4k", "clean", "clean_large_map"} == set(found["opening"])
     assert found["opening"]["crash_1m"]["tail_mib"] > 1
     assert found["space"]["64k-sequential"]["overhead"] < 2

@@ -28,14 +28,14 @@ def resident() -> int:
 
 
 async def measure(directory: Path, mib: int) -> dict[str, Any]:
-    """Well compressible data, so that many blocks take little space; a part of it first, twice: that shows what is fixed."""
+    """Data that compress well, so that many blocks take little space; a part first, some times: what is fixed."""
     size = mib * MIB
     before = resident()
     site = await make(directory, 256 * MIB, size, codec="auto")
     opened = resident()
     text = [memoryview(bytes([number]) * MIB) for number in range(8)]
-    part = size // 4
-    for _ in range(2):
+    part = size // 8
+    for _ in range(3):
         await fill(site.volume, text, 0, part)
         await site.pool.commit()
     after_part = resident()

@@ -18,7 +18,7 @@ from tools.benchmark.engine.speed import Settings
 from tools.benchmark.workload import KIB, MIB
 
 PARTS = ("speed", "threads", "libraries", "fua", "memory", "opening", "space")
-MEMORY_MIB = 8192
+MEMORY_MIB = 16384
 NO_HARM = 0.93
 """Two threads over one, which must not be worse: runs of the same on other files differ by up to so much."""
 
@@ -88,7 +88,7 @@ async def _measure(settings: Settings, parts: Sequence[str]) -> Found:
         found.parts["fua"] = await speed.measure_fua(settings)
     if "memory" in parts:
         settings.progress("memory")
-        mib = min(MEMORY_MIB, 32 * settings.member_bytes // MIB)
+        mib = min(MEMORY_MIB, 64 * settings.member_bytes // MIB)
         found.parts["memory"] = await asyncio.to_thread(memory.measure_apart, settings.directory / "memory", mib)
     if "opening" in parts:
         found.parts["opening"] = await opening.measure(settings)
