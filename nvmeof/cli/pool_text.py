@@ -27,7 +27,7 @@ def status(answer: Answer) -> list[str]:
     if answer["unreadable"]:
         lines.append(
             f"problem: {answer['unreadable']} reads failed since this pool was opened: "
-            "more is bad than the members can make good; nvmeof pool scrub says where"
+            "blocks are lost, or were marked uncorrectable; nvmeof pool scrub says what is lost"
         )
     lines += [f"problem: {problem}" for problem in answer["problems"]]
     lines += ["", *_members(answer["members"]), "", *_namespaces(answer["namespaces"]), "", _scrub(answer["scrub"])]

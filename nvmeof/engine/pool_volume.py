@@ -143,8 +143,12 @@ class PoolVolume(Volume):
 
     @property
     def health(self) -> VolumeHealth:
-        """As the pool is; media errors are this namespace's, those that could not be healed."""
-        return replace(self.pool.health, media_errors=self.media_errors)
+        """As the pool is; media errors are this namespace's, those that could not be healed, and degrade it."""
+        health, lost = self.pool.health, self.media_errors
+        if not lost:
+            return replace(health, media_errors=0)
+        reason = health.reason or f"{lost} reads met blocks that are lost beyond redundancy"
+        return replace(health, media_errors=lost, degraded=True, reason=reason)
 
     # -- reading
 
@@ -270,7 +274,8 @@ class PoolVolume(Volume):
             if not entry:
                 view[at << PAGE_SHIFT : (at + 1) << PAGE_SHIFT] = _ZERO_PAGE
             elif entry >= UNCORRECTABLE:
-                raise self._lost(block + at, "is marked uncorrectable")
+                what = f"block {block + at} of 4096 bytes is marked uncorrectable"
+                raise ReadFault(what, offset=(block + at) << PAGE_SHIFT)
             else:
                 while at + run < count and entries[at + run] == entry + run:
                     run += 1

@@ -21,6 +21,8 @@ from tests.conftest import LiveTarget
 
 from .states import assert_same
 
+pytestmark = pytest.mark.slow
+
 
 class Result(NamedTuple):
     code: int

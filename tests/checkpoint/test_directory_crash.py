@@ -15,6 +15,8 @@ from nvmeof.errors import CheckpointNotFoundError, NvmeofError
 from .faulty_os import FaultyOs, PowerFailure, install
 from .states import assert_same, small_state
 
+pytestmark = pytest.mark.slow
+
 MODES = (("none", 0), ("all", 0), ("some", 1), ("some", 2), ("some", 3))
 
 

@@ -21,6 +21,8 @@ from tests.conftest import LiveTarget
 
 from .states import assert_same, big_state, small_state
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 
 

@@ -15,6 +15,8 @@ from nvmeof.errors import CheckpointNotFoundError, ConnectionLost, NvmeofError
 from .namespaces import CrashNamespace
 from .states import assert_same, small_state
 
+pytestmark = pytest.mark.slow
+
 SIZE = 4 << 20
 MODES = (("none", 0), ("all", 0), ("some", 1), ("some", 2), ("some", 3))
 

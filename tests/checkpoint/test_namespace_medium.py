@@ -356,6 +356,7 @@ class FileNamespaceView:
         await self._namespace.flush()
 
 
+@pytest.mark.slow
 async def test_a_ghost_record_of_a_dead_writer_changes_nothing() -> None:
     """FORMAT.md, 2.7 case 9: the delayed superblock write of a lost association arrives after others have committed."""
     base = await saved(4 * MIB, 1)
@@ -380,6 +381,7 @@ async def test_a_ghost_record_of_a_dead_writer_changes_nothing() -> None:
             assert_same(await store.load(1), small_state(1))
 
 
+@pytest.mark.slow
 async def test_rings_go_round() -> None:
     namespace = CrashNamespace(8 * MIB)
     for step in range(2 * RING_SLOTS):
@@ -513,6 +515,7 @@ async def test_a_flipped_byte_is_named_with_item_chunk_range_and_place() -> None
         assert sorted(found.item for found in verified.value.results[0].damage) == ["embedding", "small.77"]
 
 
+@pytest.mark.slow
 async def test_any_flipped_bit_is_detected_or_harmless(rng: random.Random) -> None:
     """Wherever it is: labels, rings, catalogs, tables, manifests, data. Never different bytes, never another error."""
     base = await saved(4 * MIB, 1, 2)

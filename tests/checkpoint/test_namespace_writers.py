@@ -15,6 +15,8 @@ from nvmeof.errors import CheckpointError, CorruptCheckpointError, UsageError
 from .namespaces import BadBlocks, CrashNamespace
 from .states import assert_same, small_state
 
+pytestmark = pytest.mark.slow
+
 SIZE = 4 << 20
 Action = Callable[[Store], Awaitable[object]]
 

@@ -14,6 +14,8 @@ from nvmeof.engine.layout import PAGE, RING_OFFSET, decode_label
 from tests.cli.pools import Commands, serving
 from tests.cli.test_pool import filled, flip, members
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Commands:

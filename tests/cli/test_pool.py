@@ -15,6 +15,8 @@ import pytest
 from nvmeof.engine.layout import AREA_BYTES
 from tests.cli.pools import ENVIRONMENT, SMALL, Commands, serving
 
+pytestmark = pytest.mark.slow
+
 SHAPES = [
     ("raid6", 4),
     ("raid6", 6),

@@ -20,6 +20,8 @@ from nvmeof.keys.sources import COMMAND_BYTES_MAX
 from tests.cli.pools import SMALL, Commands, serving
 from tests.cli.test_pool import filled, flip
 
+pytestmark = pytest.mark.slow
+
 CREATE = ("pool", "create", "new", "--sparse")
 
 

@@ -19,6 +19,8 @@ import nvmeof
 from tests.cli.pools import ENVIRONMENT, NQN, SECONDS, Commands, serving
 from tests.cli.test_pool import MIB, content_of, filled, flip, members
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Commands:

@@ -19,6 +19,8 @@ from nvmeof.errors import WriteFault
 from nvmeof.testing.virtual_disk import Damage, VirtualDisk
 from nvmeof.testing.volume_conformance import read_volume, write_volume
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = 16
 UUID_ONE = UUID("0191d5c8-4a7e-7c3a-9b0e-2f6d3c1a5b77")
 

@@ -16,6 +16,8 @@ from nvmeof.testing.volume_conformance import read_volume, write_volume
 
 from .pools import MEMBER_BYTES, SIZE, GivenKey, NamedDisk, new_disks, new_pool, open_pool
 
+pytestmark = pytest.mark.slow
+
 BLOCK = 4096
 
 

@@ -62,8 +62,11 @@ def opener(tmp_path: Path, kind: str, block_size: int, codec: str, write_cache: 
 @pytest.mark.parametrize("check", VOLUME_CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize(
     ("kind", "block_size", "codec", "write_cache"),
-    [("virtual", 4096, "auto", True), ("files", 512, "zstd", True), ("waiting", 4096, "none", False)],
-    ids=["virtual", "files-512", "waiting"],
+    [
+        pytest.param("virtual", 4096, "auto", True, id="virtual"),
+        pytest.param("files", 512, "zstd", True, id="files-512", marks=pytest.mark.slow),
+        pytest.param("waiting", 4096, "none", False, id="waiting", marks=pytest.mark.slow),
+    ],
 )
 async def test_conformance(
     check: object, kind: str, block_size: int, codec: str, write_cache: bool, tmp_path: Path

@@ -346,6 +346,7 @@ def test_unclosed(live_target: LiveTarget) -> None:
         leave_open()
 
 
+@pytest.mark.slow
 def test_unclosed_in_a_cycle(live_target: LiveTarget, monkeypatch: pytest.MonkeyPatch) -> None:
     """The garbage collector takes the file together with all that it needs to close itself."""
 

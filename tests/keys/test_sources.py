@@ -190,6 +190,7 @@ def test_command_that_hangs_is_ended_with_its_children(text: str) -> None:
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.slow
 def test_what_a_command_has_started_is_ended_too(tmp_path: Path) -> None:
     path = tmp_path / "child"
     with pytest.raises(UsageError, match="no key"):

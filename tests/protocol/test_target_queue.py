@@ -223,6 +223,7 @@ def test_any_segmentation_gives_the_same_answers(digest: int, step: int) -> None
     assert bench.pool.leased == 0
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(digest=st.integers(0, 3), cuts=st.lists(st.integers(1, 70000), min_size=1, max_size=40))
 def test_random_segmentation_gives_the_same_answers(digest: int, cuts: list[int]) -> None:

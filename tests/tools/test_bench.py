@@ -22,6 +22,8 @@ from tools.benchmark.servers import NQN, Place, Server, target
 from tools.benchmark.wire import BenchError, Digests, digest, h2c_header
 from tools.benchmark.workload import KIB, MIB, Result, Workload, plan, result
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 BOTH = Digests(header=True, data=True)
 SPLITS = st.lists(st.integers(1, 9000), min_size=1, max_size=40)

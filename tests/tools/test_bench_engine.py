@@ -18,6 +18,8 @@ from tools.benchmark.engine.site import fill, make, pump, reopen
 from tools.benchmark.engine.speed import CASES
 from tools.benchmark.workload import KIB, MIB
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 MEMBER_BYTES = 20 * MIB
 
