@@ -199,6 +199,9 @@ KEEP_ALIVE_MS_MAX = 24 * 3600 * 1000
 DISCOVERY_IDLE_SECONDS = 120.0
 """A discovery controller without keep-alive is dropped after this silence (Base 2.0, section 3.1.2.3: two minutes)."""
 
+KEY_EXPORT_BYTES_MAX = 64 * KIB
+"""An export of 288 keys is 33 KiB."""
+
 CONFIG_BYTES_MAX = 1 * MIB
 """Thousands of namespaces; a disk image given as configuration by mistake is not read whole."""
 

@@ -17,7 +17,7 @@ from nvmeof.cli.arguments import argument
 from nvmeof.cli.nvme_session import Parser, Subparsers, number
 from nvmeof.cli.pool_ask import ask
 from nvmeof.cli.pool_create import create, destroy
-from nvmeof.cli.pool_key_commands import export_keys, rotate_key
+from nvmeof.cli.pool_key_commands import export_keys, import_keys, rotate_key
 from nvmeof.cli.pool_keys import add_key_options
 from nvmeof.cli.text import progress_bar
 from nvmeof.errors import UsageError
@@ -121,6 +121,12 @@ def _register_keys(commands: Subparsers) -> None:
     export.add_argument("file", metavar="FILE", help="a new file for them, - for standard output")
     add_key_options(export)
     export.set_defaults(run=export_keys)
+
+    restore = _parser(commands, "import-keys", "put saved data keys back on the members of a pool that nobody serves")
+    restore.add_argument("file", metavar="FILE", help="what export-keys saved, - for standard input")
+    restore.add_argument("--yes", action="store_true", help="also over a key table that verifies")
+    add_key_options(restore)
+    restore.set_defaults(run=import_keys)
 
 
 def _register_namespaces(commands: Subparsers) -> None:

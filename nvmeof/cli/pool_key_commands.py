@@ -1,4 +1,4 @@
-"""``nvmeof pool rotate-key`` and ``export-keys``."""
+"""``nvmeof pool rotate-key``, ``export-keys`` and ``import-keys``."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 
 from nvmeof.cli.pool_ask import ask
-from nvmeof.cli.pool_keys import key_of, make_key_file
+from nvmeof.cli.pool_directory import PoolDirectory
+from nvmeof.cli.pool_keys import key_of, make_key_file, source_of
 from nvmeof.cli.pool_operations import Answer, Arguments
 from nvmeof.errors import UsageError
+from nvmeof.limits import KEY_EXPORT_BYTES_MAX
+
+if TYPE_CHECKING:
+    from nvmeof.keys.sources import KeySource
 
 STANDARD_OUTPUT = "-"
 
@@ -54,6 +60,42 @@ def export_keys(args: argparse.Namespace) -> int:
     else:
         print(f"{args.file}: {len(content)} bytes, still wrapped with the pool's key")
     return 0
+
+
+def import_keys(args: argparse.Namespace) -> int:
+    """Put a saved key table back."""
+    key = key_of(args)
+    source = source_of(key)
+    if source is None:
+        raise UsageError("got no key, wanted the one that the export was wrapped with")
+    content = _load(args.file)
+    count = asyncio.run(_import(args, content, source))
+    if args.json:
+        print(json.dumps({"keys": count}, indent=2))
+    else:
+        print(f"{count} keys are back on the members of {args.directory}")
+    return 0
+
+
+async def _import(args: argparse.Namespace, content: bytes, source: KeySource) -> int:
+    from nvmeof.engine.pool import Pool
+
+    with PoolDirectory.open(args.directory) as directory:
+        directory.lock()
+        disks, _ = directory.open_members()
+        try:
+            return await Pool.import_keys(disks, content, keys=source, force=args.yes)
+        finally:
+            for disk in disks:
+                disk.close()
+
+
+def _load(name: str) -> bytes:
+    with sys.stdin.buffer if name == STANDARD_OUTPUT else open(name, "rb") as file:
+        content = file.read(KEY_EXPORT_BYTES_MAX + 1)
+    if len(content) > KEY_EXPORT_BYTES_MAX:
+        raise UsageError(f"{name}: is no exported key table: more than {KEY_EXPORT_BYTES_MAX} bytes")
+    return content
 
 
 def _ask(args: argparse.Namespace, name: str, arguments: Arguments) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Self
+from uuid import UUID
 
 from nvmeof.engine.disk import Disk
 from nvmeof.engine.layout import Geometry
@@ -32,7 +33,9 @@ class Keyring:
         """
         found = cls._tables(geometry, disks) or cls._tables(geometry, stale)
         if not found:
-            raise UsageError("no member has a key table that verifies; restore an export of it")
+            raise UsageError(
+                "no member has a key table that verifies; put an export of it back (nvmeof pool import-keys)"
+            )
         refused: UsageError | None = None
         for generation in sorted(found, reverse=True):
             try:
@@ -43,6 +46,25 @@ class Keyring:
             return cls(geometry, found[generation], max(found))
         assert refused is not None
         raise refused
+
+    @classmethod
+    def restore(
+        cls, geometry: Geometry, disks: Sequence[Disk | None], content: bytes, source: KeySource, *, force: bool
+    ) -> Self:
+        """The table of an export, under a generation above those on ``disks``; not written yet. Raises UsageError.
+
+        ``force``: also where a table that verifies would be lost, and with it keys that are newer than the export.
+        """
+        pool, table = KeyTable.from_export(content)
+        if pool != geometry.pool:
+            raise UsageError(f"the export is of another pool: {UUID(bytes=pool)}")
+        present = cls._tables(geometry, disks)
+        if present and not force:
+            raise UsageError(
+                "the members have a key table that verifies; import over it only if it is not the right one"
+            )
+        table.unlock(source)
+        return cls(geometry, table, max(present, default=0))
 
     @staticmethod
     def _tables(geometry: Geometry, disks: Sequence[Disk | None]) -> dict[int, KeyTable]:

@@ -371,6 +371,14 @@ class Pool:
             raise UsageError("the pool is not encrypted: it has no keys")
         return self.keyring.table.export(self.geometry.pool)
 
+    @staticmethod
+    async def import_keys(disks: Sequence[Disk], content: bytes, *, keys: KeySource, force: bool = False) -> int:
+        """Put an export of :meth:`export_keys` back on the ``disks`` of a pool that is not open; they stay open.
+
+        Returns how many keys it has. ``force``: also over a table that verifies. Raises UsageError, OSError.
+        """
+        return await asyncio.to_thread(_import_keys, disks, content, keys, force)
+
     # -- superblock
 
     async def save_superblock(self, **changes: Any) -> None:
@@ -558,3 +566,14 @@ class Pool:
     def capacity(self) -> int:
         """Bytes that namespaces may fill together, if nothing compresses."""
         return capacity(self.geometry)
+
+
+def _import_keys(disks: Sequence[Disk], content: bytes, keys: KeySource, force: bool) -> int:
+    found = opening.find(disks)
+    if not is_encrypted(found.geometry):
+        raise UsageError("the pool is not encrypted: it has no keys")
+    held = [member.disk for member in (*found.members, *found.spares)]
+    keyring = Keyring.restore(found.geometry, held, content, keys, force=force)
+    for _, error in keyring.save(held):
+        raise error
+    return len(keyring.table.key_ids)

@@ -57,6 +57,18 @@ def disk_keeps_any_range(open_disk: OpenDisk) -> None:
     disk.close()
 
 
+def disk_writes_two_in_a_row(open_disk: OpenDisk) -> None:
+    """``write_two`` is a write of both buffers, one behind the other, and of nothing else."""
+    disk = open_disk()
+    random = Random(SEED)
+    for first, second in ((64, 4032), (0, 10), (10, 0), (64, 266176), (4096, 1)):
+        head, tail = random.randbytes(first), random.randbytes(second)
+        disk.write(1000, b"x" * (first + second + 8))
+        disk.write_two(1004, head, memoryview(tail))
+        assert read_disk(disk, 1000, first + second + 8) == b"xxxx" + head + tail + b"xxxx", f"{first} and {second}"
+    disk.close()
+
+
 def disk_reaches_its_ends(open_disk: OpenDisk) -> None:
     """The first and the last byte can be written; past the last there is nothing to read; the size stays."""
     disk = open_disk()
@@ -162,6 +174,7 @@ def disk_closes(open_disk: OpenDisk) -> None:
 DISK_CHECKS: tuple[Callable[[OpenDisk], None], ...] = (
     disk_begins_as_zeros,
     disk_keeps_any_range,
+    disk_writes_two_in_a_row,
     disk_reaches_its_ends,
     disk_zeroes,
     disk_keeps_what_was_synced,

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from nvmeof.engine.layout import AREA_BYTES
+from nvmeof.engine.layout import AREA_BYTES, KEYS_BYTES, KEYS_OFFSET
+from nvmeof.limits import KEY_EXPORT_BYTES_MAX
 from tests.cli.pools import ENVIRONMENT, SMALL, Commands, serving
 
 pytestmark = pytest.mark.slow
@@ -196,7 +197,34 @@ def test_export(commands: Commands, tmp_path: Path) -> None:
     assert "exists already" in commands.refused("pool", "export-keys", "new", "saved", "--key-file", "key")
     commands.create(tmp_path / "plain")
     assert "not encrypted" in commands.refused("pool", "export-keys", "plain", "other")
+    assert "not encrypted" in commands.refused("pool", "import-keys", "plain", "saved", "--key-file", "key")
     assert not (tmp_path / "other").exists()
+
+
+def test_import_of_an_export(commands: Commands, tmp_path: Path) -> None:
+    """What is left of the pool when every key table is overwritten: the export and the key bring it back."""
+    commands.create(tmp_path / "new", "--key-file", "key")
+    commands.json("create-namespace", "new", "--size", "8M", "--key-file", "key")
+    commands.run("pool", "export-keys", "new", "saved", "--key-file", "key")
+    restore = ("pool", "import-keys", "new", "saved", "--key-file", "key")
+    assert "only if it is not the right one" in commands.refused(*restore)
+    for member in (tmp_path / "new").glob("member-*"):
+        with member.open("r+b") as file:
+            for area in (0, member.stat().st_size // 4096 * 4096 - AREA_BYTES):
+                file.seek(area + KEYS_OFFSET)
+                file.write(bytes(KEYS_BYTES))
+    assert "import-keys" in commands.refused("pool", "status", "new", "--key-file", "key")
+    commands.create(tmp_path / "other-pool", "--key-file", "other")
+    assert "wrong key" in commands.refused("pool", "import-keys", "new", "saved", "--key-file", "other")
+    assert "got no key" in commands.refused("pool", "import-keys", "new", "saved")
+    (tmp_path / "half").write_bytes((tmp_path / "saved").read_bytes()[:100])
+    assert "no exported key table" in commands.refused("pool", "import-keys", "new", "half", "--key-file", "key")
+    (tmp_path / "huge").write_bytes(bytes(KEY_EXPORT_BYTES_MAX + 1))
+    assert "more than" in commands.refused("pool", "import-keys", "new", "huge", "--key-file", "key")
+    elsewhere = ("pool", "import-keys", "other-pool", "saved", "--key-file", "key", "--yes")
+    assert "another pool" in commands.refused(*elsewhere)
+    assert "1 keys are back" in commands.run(*restore)[0]
+    assert commands.json("status", "new", "--key-file", "key")["healthy"]
 
 
 def test_a_passphrase_is_asked_for_on_the_terminal(commands: Commands, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ async def test_any_one_copy_is_enough() -> None:
         disk.reopen()
         for at in HEADS:
             put(disk, at, bytes(32768))
-    with pytest.raises(UsageError, match="no member has a key table that verifies; restore an export of it"):
+    with pytest.raises(UsageError, match="no member has a key table that verifies; put an export of it back"):
         await open_pool(disks, GivenKey(1))
 
 
