@@ -143,9 +143,9 @@ POOL_THREADS = 8
 """Threads of a pool for what waits: syncs, cold reads. Six members that sync at once answer a 4 KiB FUA after 0.7 ms,
 32 of them together after 1.0 (fdatasync: 0.5); with four threads 1.0 and 2.2."""
 
-POOL_PACKERS = 1
-"""Writes that are packed in threads at a time. Beside the loop, which encrypts and writes, that makes two: as many as
-there are cores here, and more of them only take the interpreter lock from each other."""
+POOL_PACKERS = 2
+"""Writes that are packed in threads at a time, as many as there are cores here: 1 MiB writes of text at depth 8 with
+zstd levels 1, 3 and 6 reach 492, 336 and 153 MiB/s with two; 313, 212 and 87 with one, which is what the loop does."""
 
 POOL_SCRUB_SAVE_SEGMENTS = 16
 """Segments between two saves of the scrub's or rebuild's place."""
