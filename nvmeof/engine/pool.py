@@ -58,8 +58,8 @@ _EMPTY = Sealed(0, 0, 0, 0, 0, b"")
 class Pool:
     """An open pool. Make one with :meth:`create`, open it with :meth:`open`; it owns its disks until :meth:`close`.
 
-    Belongs to the event loop it was opened on. ``opened`` says what opening did; ``background`` errors end up in
-    ``status().reason``.
+    Belongs to the event loop it was opened on. ``opened`` says what opening did,
+    ``background_error`` what last went wrong where nobody waited for it.
     """
 
     uuid: UUID
